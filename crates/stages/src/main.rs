@@ -1,0 +1,2 @@
+//! `recipe-worker`: one rank of one attempt.
+fn main() {}
