@@ -1,1 +1,21 @@
-//! arch
+//! Decoder families as tables: names, shapes, sharding, initial values, FLOPs and bytes.
+//!
+//! Nothing here links libtorch, so that the runner's side can plan, check and price a model too.
+//! A family is one file in [`families`] and one line in [`FAMILIES`].
+
+pub mod config;
+pub mod error;
+pub mod families;
+pub mod init;
+pub mod params;
+pub mod reader;
+pub mod rope;
+pub mod size;
+pub mod write;
+
+pub use config::ModelConfig;
+pub use error::Error;
+pub use families::{FAMILIES, Family};
+pub use params::{Init, ParamDef, Role, Shard};
+pub use rope::{Rope, Scaling};
+pub use write::Sizes;

@@ -1,0 +1,37 @@
+//! What can be wrong with a model's configuration.
+
+use std::path::PathBuf;
+
+/// Why a `config.json` cannot be used. Every variant names the key and the value found.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read {
+        path: PathBuf,
+        source: std::io::Error,
+    },
+    /// The text is not JSON, or not an object.
+    #[error("config.json is not a JSON object: {0}")]
+    Json(String),
+    /// A key that must be there is not.
+    #[error("config.json has no '{key}', which model_type '{model_type}' needs")]
+    Missing { key: String, model_type: String },
+    /// A key holds a value of the wrong type or out of range.
+    #[error("config.json: '{key}' is {value}, but must be {want}")]
+    Value {
+        key: String,
+        value: String,
+        want: String,
+    },
+    /// The value is valid for some models, but this program does not compute it.
+    #[error("config.json: '{key}' is {value}, which is not supported; {help}")]
+    Unsupported {
+        key: String,
+        value: String,
+        help: String,
+    },
+    /// An error with the file it came from in front.
+    #[error("{}: {source}", path.display())]
+    At { path: PathBuf, source: Box<Error> },
+}
