@@ -1,0 +1,37 @@
+// Operators and facts that tch does not wrap.
+#include <ATen/Version.h>
+#include <ATen/core/grad_mode.h>
+#include <ATen/native/Resize.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <torch/csrc/autograd/variable.h>
+#include <torch/version.h>
+
+#include "guard.h"
+
+extern "C" {
+
+char* rt_fused_adamw(at::Tensor** params, at::Tensor** grads, at::Tensor** m, at::Tensor** v, at::Tensor** steps, size_t n,
+                     double lr, double beta1, double beta2, double weight_decay, double eps) {
+  return guarded([&] {
+    auto list = [n](at::Tensor** from) {
+      std::vector<at::Tensor> out;
+      out.reserve(n);
+      for (size_t i = 0; i < n; i++) out.push_back(*from[i]);
+      return out;
+    };
+    at::NoGradGuard no_grad;
+    auto p = list(params), g = list(grads), a = list(m), b = list(v), s = list(steps);
+    at::_fused_adamw_(p, g, a, b, {}, s, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, {}, {});
+  });
+}
+
+uint64_t rt_tensor_version(at::Tensor* tensor) { return tensor->_version(); }
+
+char* rt_storage_resize(at::Tensor* tensor, size_t bytes) {
+  return guarded([&] { at::native::resize_bytes_nocuda(tensor->storage(), bytes); });
+}
+
+char* rt_cpu_capability() { return message(at::get_cpu_capability()); }
+char* rt_version() { return message(TORCH_VERSION); }
+
+}  // extern "C"
