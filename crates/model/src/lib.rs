@@ -1,1 +1,30 @@
-//! model
+//! Decoders over local weights: loading, saving, fresh values, and the forward in segments.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`weights`] | [`Weights`]: parameters by Hugging Face name |
+//! | [`files`] | safetensors files and their index, checked before use |
+//! | [`save`] | model directories written, sharded |
+//! | [`convert`] | a model directory to another, byte for byte or with another dtype |
+//! | [`decoder`] | [`Decoder`]: segments and their forward |
+//! | [`ops`] | [`Ops`] and its libtorch implementation |
+//! | [`attend`] | [`Attend`], [`Layout`], and [`Packed`] training attention |
+//!
+//! What crosses ranks or differs by device inside a segment ([`Attend`], [`Ops`]) is injected:
+//! nothing here knows of ranks.
+
+pub mod attend;
+pub mod convert;
+pub mod decoder;
+pub mod error;
+pub mod files;
+pub mod ops;
+pub mod save;
+pub mod weights;
+
+pub use attend::packed::Packed;
+pub use attend::{Attend, AttendSpec, Layout, Span};
+pub use decoder::{Context, Decoder, Segment, SegmentKind};
+pub use error::Error;
+pub use ops::{Libtorch, Ops};
+pub use weights::Weights;

@@ -1,0 +1,210 @@
+//! A decoder as a list of segments: embed, (attention, mlp) x layers, norm.
+//!
+//! The four families share these four segments; what differs is in their tables. Boundaries are
+//! the residual stream, `[rows, hidden]`, so an engine can cut, recompute or send at any of them.
+
+use crate::{Attend, AttendSpec, Ops, Weights, ops::table_kind};
+use arch::ModelConfig;
+use tch::{Device, Kind, Tensor};
+
+/// A decoder: its configuration and its segments. Holds no weights.
+#[derive(Debug, Clone)]
+pub struct Decoder {
+    /// What it computes.
+    pub config: ModelConfig,
+    /// In the order they run.
+    pub segments: Vec<Segment>,
+}
+
+/// A piece of the decoder between two boundaries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// What it computes.
+    pub kind: SegmentKind,
+    /// Names of its parameters, in the order that [`Decoder::run`] takes them.
+    pub params: Vec<String>,
+}
+
+/// The sorts of segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SegmentKind {
+    /// Token ids to rows.
+    Embed,
+    /// Norm, attention and residual of a layer.
+    Attention(usize),
+    /// Norm, MLP and residual of a layer.
+    Mlp(usize),
+    /// The final norm; the LM matrix belongs to the head.
+    Norm,
+}
+
+/// What a segment needs beside its parameters and its input.
+pub struct Context<'a> {
+    /// Cosines of every row's angles, `[rows, head_dim / 2]`.
+    pub cos: Tensor,
+    /// Sines of every row's angles, `[rows, head_dim / 2]`.
+    pub sin: Tensor,
+    /// Attention over the rows.
+    pub attend: &'a dyn Attend,
+    /// Norm, rotation, SwiGLU and linear.
+    pub ops: &'a dyn Ops,
+}
+
+impl<'a> Context<'a> {
+    /// For rows at `positions` (`[rows]`, int64, on the device of the weights), computed in `kind`.
+    pub fn new(
+        decoder: &Decoder,
+        positions: &Tensor,
+        kind: Kind,
+        attend: &'a dyn Attend,
+        ops: &'a dyn Ops,
+    ) -> Self {
+        let (cos, sin) = decoder.rope(positions, kind);
+        Self {
+            cos,
+            sin,
+            attend,
+            ops,
+        }
+    }
+}
+
+impl Decoder {
+    /// The decoder of a configuration.
+    pub fn new(config: ModelConfig) -> Self {
+        let kind = |i: usize, last: usize| match i {
+            0 => SegmentKind::Embed,
+            i if i == last => SegmentKind::Norm,
+            i if i % 2 == 1 => SegmentKind::Attention((i - 1) / 2),
+            i => SegmentKind::Mlp((i - 2) / 2),
+        };
+        let last = config.segment_count() - 1;
+        let mut segments: Vec<_> = (0..=last)
+            .map(|i| Segment {
+                kind: kind(i, last),
+                params: Vec::new(),
+            })
+            .collect();
+        for p in config.params() {
+            if let Some(segment) = segments.get_mut(p.segment) {
+                segment.params.push(p.name);
+            }
+        }
+        Self { config, segments }
+    }
+
+    /// Runs one segment. `params` are its parameters in the order of [`Segment::params`]; `x` is
+    /// `[rows]` token ids (int64) for the embedding, `[rows, hidden]` for the others. The result
+    /// is `[rows, hidden]`. Differentiable in `params` and `x` by plain autograd.
+    ///
+    /// # Panics
+    /// If shapes do not fit, as libtorch does; [`Weights`] of the same configuration fit.
+    pub fn run(&self, segment: usize, params: &[Tensor], x: &Tensor, ctx: &Context) -> Tensor {
+        match self.segments[segment].kind {
+            SegmentKind::Embed => Tensor::embedding(&params[0], x, -1, false, false),
+            SegmentKind::Attention(layer) => self.attention(layer, params, x, ctx),
+            SegmentKind::Mlp(_) => self.mlp(params, x, ctx),
+            SegmentKind::Norm => ctx.ops.rms_norm(x, &params[0], self.config.norm_eps),
+        }
+    }
+
+    /// Runs all segments: `[rows]` token ids to the normed `[rows, hidden]` that the LM matrix
+    /// ([`Decoder::lm_head_name`]) multiplies.
+    pub fn forward(&self, weights: &Weights, tokens: &Tensor, ctx: &Context) -> Tensor {
+        let mut x = tokens.shallow_clone();
+        for i in 0..self.segments.len() {
+            x = self.run(i, &self.segment_params(i, weights), &x, ctx);
+        }
+        x
+    }
+
+    /// The parameters of a segment, in the order of [`Segment::params`]; shares storage.
+    pub fn segment_params(&self, segment: usize, weights: &Weights) -> Vec<Tensor> {
+        self.segments[segment]
+            .params
+            .iter()
+            .map(|name| weights.get(name).shallow_clone())
+            .collect()
+    }
+
+    /// Name of the LM matrix `[vocab, hidden]`: the embedding's when tied.
+    pub fn lm_head_name(&self) -> &'static str {
+        self.config.lm_head_name()
+    }
+
+    /// Cosines and sines `[rows, head_dim / 2]` of rows at `positions` (`[rows]`, int64), for
+    /// compute in `kind`: single precision, double for double.
+    pub fn rope(&self, positions: &Tensor, kind: Kind) -> (Tensor, Tensor) {
+        let kind = table_kind(kind);
+        let freq = Tensor::from_slice(&self.config.rope.inv_freq())
+            .to_device(positions.device())
+            .to_kind(kind);
+        let angles = positions.to_kind(kind).unsqueeze(1) * freq.unsqueeze(0);
+        let factor = self.config.rope.attention_factor();
+        if factor == 1.0 {
+            (angles.cos(), angles.sin())
+        } else {
+            (angles.cos() * factor, angles.sin() * factor)
+        }
+    }
+
+    fn attention(&self, layer: usize, params: &[Tensor], x: &Tensor, ctx: &Context) -> Tensor {
+        let c = &self.config;
+        let (heads, kv_heads, d) = (c.heads as i64, c.kv_heads as i64, c.head_dim as i64);
+        let mut p = Params(params.iter());
+        let y = ctx.ops.rms_norm(x, p.weight(), c.norm_eps);
+        let mut project = |n: i64| {
+            let (w, b) = p.linear(c.qkv_bias);
+            ctx.ops.linear(&y, w, b).view([-1, n, d])
+        };
+        let (mut q, mut k, v) = (project(heads), project(kv_heads), project(kv_heads));
+        let (o_weight, o_bias) = p.linear(c.o_bias);
+        if c.qk_norm {
+            q = ctx.ops.rms_norm(&q, p.weight(), c.norm_eps);
+            k = ctx.ops.rms_norm(&k, p.weight(), c.norm_eps);
+        }
+        let (q, k) = ctx.ops.rope(&q, &k, &ctx.cos, &ctx.sin);
+        let spec = AttendSpec {
+            scale: 1.0 / (c.head_dim as f64).sqrt(),
+            window: c.windows[layer],
+        };
+        let seen = ctx
+            .attend
+            .attend(layer, &q, &k, &v, &spec)
+            .reshape([-1, heads * d]);
+        x + ctx.ops.linear(&seen, o_weight, o_bias)
+    }
+
+    fn mlp(&self, params: &[Tensor], x: &Tensor, ctx: &Context) -> Tensor {
+        let c = &self.config;
+        let mut p = Params(params.iter());
+        let y = ctx.ops.rms_norm(x, p.weight(), c.norm_eps);
+        let mut project = |x: &Tensor| {
+            let (w, b) = p.linear(c.mlp_bias);
+            ctx.ops.linear(x, w, b)
+        };
+        let (gate, up) = (project(&y), project(&y));
+        x + project(&ctx.ops.swiglu(&gate, &up))
+    }
+}
+
+/// Parameters of a segment, taken in the table's order.
+struct Params<'a>(std::slice::Iter<'a, Tensor>);
+
+impl<'a> Params<'a> {
+    fn weight(&mut self) -> &'a Tensor {
+        self.0
+            .next()
+            .expect("a segment is run with as many parameters as its table lists")
+    }
+
+    fn linear(&mut self, bias: bool) -> (&'a Tensor, Option<&'a Tensor>) {
+        (self.weight(), bias.then(|| self.weight()))
+    }
+}
+
+/// Tokens as a tensor `[rows]`, int64, on `device`.
+pub fn tokens(ids: &[u32], device: Device) -> Tensor {
+    let wide: Vec<i64> = ids.iter().map(|&t| i64::from(t)).collect();
+    Tensor::from_slice(&wide).to_device(device)
+}
