@@ -1,0 +1,76 @@
+//! `cargo xtask test`: all that must hold before a change lands, cheapest first.
+
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use crate::process::{Result, cargo, check, root};
+use crate::{arrows, binaries, libtorch};
+
+pub fn run(filters: &[String]) -> Result<ExitCode> {
+    let torch = libtorch::ensure(false)?;
+    let environment = torch.environment();
+    if !filters.is_empty() {
+        step("build", || binaries::build().map(drop))?;
+        step("tests", || {
+            let mut command = cargo();
+            command.args(["test", "--release", "--workspace", "--no-fail-fast", "--"]);
+            check(command.args(filters).envs(environment.clone()))
+        })?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    step("fmt", || check(cargo().args(["fmt", "--all", "--check"])))?;
+    step("arrows", arrows::check)?;
+    step("build", || binaries::build().map(drop))?;
+    step("recipe links no libtorch", recipe_links_no_libtorch)?;
+    step("tests", || {
+        let mut command = cargo();
+        command.args(["test", "--release", "--workspace", "--no-fail-fast"]);
+        check(command.envs(environment.clone()))
+    })?;
+    step("clippy", || {
+        let mut command = cargo();
+        command.args([
+            "clippy",
+            "--release",
+            "--workspace",
+            "--all-targets",
+            "--quiet",
+        ]);
+        check(
+            command
+                .args(["--", "-D", "warnings"])
+                .envs(environment.clone()),
+        )
+    })?;
+    step("the README's recipe", || {
+        let scratch = root().join("target/readme-store");
+        let _ = std::fs::remove_dir_all(&scratch);
+        let mut command = Command::new(binaries::target_dir().join("recipe"));
+        command
+            .args(["run", "recipes/sft-then-grpo.toml", "--store"])
+            .arg(&scratch);
+        check(command.current_dir(root()))
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn step(name: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {
+    eprintln!("== {name}");
+    let start = Instant::now();
+    body().map_err(|e| format!("{name}: {e}"))?;
+    eprintln!("== {name}: ok, {:.0} s", start.elapsed().as_secs_f64());
+    Ok(())
+}
+
+/// The dynamic section of `recipe` names no libtorch: the runner works where none is installed.
+fn recipe_links_no_libtorch() -> Result<()> {
+    let binary = binaries::target_dir().join("recipe");
+    let bytes =
+        std::fs::read(&binary).map_err(|e| format!("failed to read {}: {e}", binary.display()))?;
+    for needle in ["libtorch_cpu.so", "libc10.so"] {
+        if bytes.windows(needle.len()).any(|w| w == needle.as_bytes()) {
+            return Err(format!("{} refers to {needle}", binary.display()));
+        }
+    }
+    Ok(())
+}
