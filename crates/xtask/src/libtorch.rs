@@ -116,7 +116,7 @@ fn fetch(home: &Path, cuda: bool) -> Result<()> {
             "libtorch is fetched for x86-64 Linux only; set LIBTORCH to a libtorch {VERSION} directory (with lib and include)"
         ));
     }
-    let part = home.with_extension("part");
+    let part = home.with_file_name(format!("libtorch-{VERSION}.part"));
     let io = |e: std::io::Error| format!("failed to prepare {}: {e}", part.display());
     if part.exists() {
         fs::remove_dir_all(&part).map_err(io)?;
