@@ -23,10 +23,16 @@ fn main() {
         .include("cxx")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
+        // at::parallel_for is a template over OpenMP: our loops share libtorch's threads
+        .flag("-fopenmp")
         .files(["cxx/autograd.cpp", "cxx/dist.cpp", "cxx/ops.cpp"])
         .compile("recipe_torch_bridge");
-    println!("cargo:rustc-link-search=native={}", libtorch.join("lib").display());
+    println!(
+        "cargo:rustc-link-search=native={}",
+        libtorch.join("lib").display()
+    );
     println!("cargo:rustc-link-lib=torch_cpu");
     println!("cargo:rustc-link-lib=c10");
+    println!("cargo:rustc-link-lib=gomp");
     println!("cargo:rustc-link-lib=stdc++");
 }

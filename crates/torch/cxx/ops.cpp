@@ -1,4 +1,5 @@
 // Operators and facts that tch does not wrap.
+#include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/native/Resize.h>
@@ -23,6 +24,11 @@ char* rt_fused_adamw(at::Tensor** params, at::Tensor** grads, at::Tensor** m, at
     auto p = list(params), g = list(grads), a = list(m), b = list(v), s = list(steps);
     at::_fused_adamw_(p, g, a, b, {}, s, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false, {}, {});
   });
+}
+
+// Calls body(state, begin, end) on libtorch's intra-op threads over parts of 0..n. The body must not throw.
+void rt_parallel_for(int64_t n, int64_t grain, void* state, void (*body)(void*, int64_t, int64_t)) {
+  at::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(state, begin, end); });
 }
 
 uint64_t rt_tensor_version(at::Tensor* tensor) { return tensor->_version(); }

@@ -24,7 +24,9 @@ pub fn node(
     outputs: Vec<Tensor>,
     backward: Backward,
 ) -> Result<Vec<Tensor>, Error> {
-    let state = Box::into_raw(Box::new(State { backward: Some(backward) }));
+    let state = Box::into_raw(Box::new(State {
+        backward: Some(backward),
+    }));
     let ins = ffi::raws(inputs);
     let mut outs: Vec<ffi::Raw> = outputs.iter().map(ffi::raw).collect();
     // SAFETY: the handles live through the call; the node takes `state` over and frees it with
@@ -68,7 +70,10 @@ pub fn vjp(
         )
     })?;
     // SAFETY: as above.
-    Ok(result.into_iter().map(|t| (!t.is_null()).then(|| unsafe { ffi::own(t) })).collect())
+    Ok(result
+        .into_iter()
+        .map(|t| (!t.is_null()).then(|| unsafe { ffi::own(t) }))
+        .collect())
 }
 
 unsafe extern "C" fn drop_state(state: *mut c_void) {
@@ -111,9 +116,10 @@ unsafe extern "C" fn call(
             }
             std::ptr::null_mut()
         }
-        Ok(grads) => {
-            text(&format!("backward returned {} gradients for {n_in} inputs", grads.len()))
-        }
+        Ok(grads) => text(&format!(
+            "backward returned {} gradients for {n_in} inputs",
+            grads.len()
+        )),
         Err(panic) => {
             let what = panic
                 .downcast_ref::<String>()

@@ -157,9 +157,7 @@ impl Gloo {
     /// Sends `tensor` to rank `to`, which must [`recv`](Gloo::recv) with the same tag.
     pub fn send(&self, tensor: &Tensor, to: usize, tag: u32) -> Result<(), Error> {
         // SAFETY: live handles.
-        ffi::check(unsafe {
-            ffi::rt_gloo_send(self.raw, ffi::raw(tensor), to as i32, tag as i32)
-        })
+        ffi::check(unsafe { ffi::rt_gloo_send(self.raw, ffi::raw(tensor), to as i32, tag as i32) })
     }
 
     /// Receives into `tensor` from rank `from`.

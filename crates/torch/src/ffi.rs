@@ -80,6 +80,12 @@ unsafe extern "C" {
         weight_decay: f64,
         eps: f64,
     ) -> *mut c_char;
+    pub fn rt_parallel_for(
+        n: i64,
+        grain: i64,
+        state: *mut c_void,
+        body: unsafe extern "C" fn(*mut c_void, i64, i64),
+    );
     pub fn rt_tensor_version(tensor: Raw) -> u64;
     pub fn rt_storage_resize(tensor: Raw, bytes: usize) -> *mut c_char;
     pub fn rt_cpu_capability() -> *mut c_char;
@@ -102,7 +108,10 @@ pub fn check(error: *mut c_char) -> Result<(), crate::Error> {
         return Ok(());
     }
     let text = take_text(error);
-    let first = text.split("\nException raised from").next().unwrap_or(&text);
+    let first = text
+        .split("\nException raised from")
+        .next()
+        .unwrap_or(&text);
     Err(crate::Error::Libtorch(first.trim().to_owned()))
 }
 

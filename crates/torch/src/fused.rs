@@ -27,14 +27,21 @@ pub fn adamw(
 ) -> Result<(), Error> {
     let n = params.len();
     assert!(
-        [grads.len(), m.len(), v.len(), steps.len()].iter().all(|&l| l == n),
+        [grads.len(), m.len(), v.len(), steps.len()]
+            .iter()
+            .all(|&l| l == n),
         "adamw takes lists of one length"
     );
     if n == 0 {
         return Ok(());
     }
-    let (p, g, a, b, s) =
-        (ffi::raws(params), ffi::raws(grads), ffi::raws(m), ffi::raws(v), ffi::raws(steps));
+    let (p, g, a, b, s) = (
+        ffi::raws(params),
+        ffi::raws(grads),
+        ffi::raws(m),
+        ffi::raws(v),
+        ffi::raws(steps),
+    );
     // SAFETY: five arrays of `n` live handles.
     ffi::check(unsafe {
         ffi::rt_fused_adamw(

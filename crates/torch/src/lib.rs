@@ -30,7 +30,10 @@ pub enum Error {
 impl From<tch::TchError> for Error {
     fn from(error: tch::TchError) -> Self {
         let text = error.to_string();
-        let first = text.split("\nException raised from").next().unwrap_or(&text);
+        let first = text
+            .split("\nException raised from")
+            .next()
+            .unwrap_or(&text);
         Error::Libtorch(first.trim().to_owned())
     }
 }

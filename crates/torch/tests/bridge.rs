@@ -8,7 +8,9 @@ use torch::{autograd, dist, fused, storage};
 
 fn arange(shape: &[i64]) -> Tensor {
     let n: i64 = shape.iter().product();
-    (Tensor::arange(n, (Kind::Double, Device::Cpu)) * 0.37).sin().reshape(shape)
+    (Tensor::arange(n, (Kind::Double, Device::Cpu)) * 0.37)
+        .sin()
+        .reshape(shape)
 }
 
 fn close(a: &Tensor, b: &Tensor) {
@@ -25,7 +27,10 @@ fn by_hand(x: &Tensor, w: &Tensor) -> Tensor {
         vec![y],
         Box::new(move |mut grads| {
             let g = grads.remove(0).expect("y is used");
-            vec![Some(&g * &wd), Some((&g * &xd).sum_dim_intlist([0i64].as_slice(), false, Kind::Double))]
+            vec![
+                Some(&g * &wd),
+                Some((&g * &xd).sum_dim_intlist([0i64].as_slice(), false, Kind::Double)),
+            ]
         }),
     )
     .unwrap()
@@ -63,7 +68,12 @@ fn vjp_takes_output_gradients_and_reports_unreached_inputs() {
 #[test]
 fn a_panic_in_backward_is_an_error_not_an_abort() {
     let x = arange(&[2]).set_requires_grad(true);
-    let y = autograd::node(&[&x], vec![arange(&[2])], Box::new(|_| panic!("no such row"))).unwrap();
+    let y = autograd::node(
+        &[&x],
+        vec![arange(&[2])],
+        Box::new(|_| panic!("no such row")),
+    )
+    .unwrap();
     let e = autograd::vjp(&[&y[0]], &[&arange(&[2])], &[&x], false).unwrap_err();
     assert!(e.to_string().contains("no such row"), "{e}");
 }
@@ -73,7 +83,13 @@ fn fused_adamw_is_the_paper() {
     let (mut p, g) = (arange(&[7]), arange(&[7]).cos());
     let (mut m, mut v) = (p.zeros_like(), p.zeros_like());
     let (q, qm, qv) = (p.copy(), p.zeros_like(), p.zeros_like());
-    let w = fused::AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, weight_decay: 0.1, eps: 1e-8 };
+    let w = fused::AdamW {
+        lr: 0.01,
+        beta1: 0.9,
+        beta2: 0.95,
+        weight_decay: 0.1,
+        eps: 1e-8,
+    };
     for t in 1..=3 {
         m = &m * w.beta1 + &g * (1.0 - w.beta1);
         v = &v * w.beta2 + &g * &g * (1.0 - w.beta2);
@@ -99,7 +115,9 @@ fn versions_count_in_place_changes() {
 /// Not a test of its own: the body of each rank of the next one.
 #[test]
 fn gloo_rank() {
-    let Ok(rank) = std::env::var("BRIDGE_TEST_RANK") else { return };
+    let Ok(rank) = std::env::var("BRIDGE_TEST_RANK") else {
+        return;
+    };
     let (rank, port) = (
         rank.parse::<usize>().unwrap(),
         std::env::var("BRIDGE_TEST_PORT").unwrap().parse().unwrap(),
@@ -120,10 +138,12 @@ fn gloo_rank() {
     g.broadcast(&mut t, 1).unwrap();
     assert_eq!(list(&t), [1.0]);
     let mut out = Tensor::zeros([2, 2], (Kind::Float, Device::Cpu));
-    g.all_gather(&mut out, &f(&[rank as f32, 7.0]).reshape([1, 2])).unwrap();
+    g.all_gather(&mut out, &f(&[rank as f32, 7.0]).reshape([1, 2]))
+        .unwrap();
     assert_eq!(list(&out), [0.0, 7.0, 1.0, 7.0]);
     let mut out = Tensor::zeros([1, 2], (Kind::Float, Device::Cpu));
-    g.reduce_scatter(&mut out, &f(&[1.0, 2.0, 3.0, 4.0]).reshape([2, 2])).unwrap();
+    g.reduce_scatter(&mut out, &f(&[1.0, 2.0, 3.0, 4.0]).reshape([2, 2]))
+        .unwrap();
     assert_eq!(list(&out), if rank == 0 { [2.0, 4.0] } else { [6.0, 8.0] });
     // Rank 0 keeps one row and sends two; rank 1 sends none and keeps one.
     let (input, rows_in, rows_out) = if rank == 0 {
@@ -133,7 +153,14 @@ fn gloo_rank() {
     };
     let mut out = Tensor::zeros([rows_out.iter().sum::<i64>()], (Kind::Float, Device::Cpu));
     g.all_to_all(&mut out, &input, &rows_out, &rows_in).unwrap();
-    assert_eq!(list(&out), if rank == 0 { vec![1.0] } else { vec![2.0, 3.0, 9.0] });
+    assert_eq!(
+        list(&out),
+        if rank == 0 {
+            vec![1.0]
+        } else {
+            vec![2.0, 3.0, 9.0]
+        }
+    );
     if rank == 0 {
         g.send(&f(&[5.0]), 1, 3).unwrap();
     } else {
@@ -146,7 +173,11 @@ fn gloo_rank() {
 
 #[test]
 fn gloo_between_two_processes() {
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap()
+        .port();
     let ranks: Vec<_> = (0..2)
         .map(|rank| {
             Command::new(std::env::current_exe().unwrap())
@@ -163,7 +194,28 @@ fn gloo_between_two_processes() {
 }
 
 #[test]
+fn parallel_parts_cover_the_range_once() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    torch::threads::set(2);
+    let seen: Vec<AtomicU32> = (0..1001).map(|_| AtomicU32::new(0)).collect();
+    torch::threads::parallel_for(seen.len(), 16, &|part| {
+        for i in part {
+            seen[i].fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    assert!(seen.iter().all(|n| n.load(Ordering::Relaxed) == 1));
+    let panicked = std::panic::catch_unwind(|| {
+        torch::threads::parallel_for(8, 1, &|part| assert!(!part.contains(&5), "part {part:?}"));
+    });
+    assert!(panicked.is_err());
+}
+
+#[test]
 fn facts_about_libtorch() {
-    assert!(torch::version().starts_with("2.11."), "{}", torch::version());
+    assert!(
+        torch::version().starts_with("2.11."),
+        "{}",
+        torch::version()
+    );
     assert!(["DEFAULT", "AVX2", "AVX512"].contains(&torch::instruction_set().as_str()));
 }
