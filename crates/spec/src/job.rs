@@ -1,0 +1,146 @@
+//! The contract between `recipe` and `recipe-worker`: a [`JobSpec`] as JSON in, [`Event`]s as JSON
+//! lines out, an exit code at the end.
+//!
+//! `recipe-worker run --job job.json`, one process per rank; the rank comes from `RANK`,
+//! `LOCAL_RANK`, `WORLD_SIZE`, `LOCAL_WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`. Rank 0 prints
+//! events on stdout, the other ranks only `failed`; logs go to stderr. SIGTERM asks for a
+//! checkpoint and then exit code 75.
+
+use crate::{ArtifactKind, FailureClass, Resources};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Version of [`JobSpec`] and [`Event`]: a worker refuses another one.
+pub const VERSION: u32 = 1;
+
+/// Exit codes of the worker.
+pub mod exit {
+    pub const OK: i32 = 0;
+    pub const FAILED: i32 = 1;
+    /// The configuration or the data is wrong; a retry would fail alike.
+    pub const CONFIG: i32 = 2;
+    /// Infrastructure; worth a retry.
+    pub const INFRA: i32 = 4;
+    /// What was read is not what the store says it is.
+    pub const INTEGRITY: i32 = 5;
+    /// Stopped on request, with a checkpoint.
+    pub const STOPPED: i32 = 75;
+}
+
+/// Everything a rank needs to know.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JobSpec {
+    pub version: u32,
+    /// Name of the stage kind.
+    pub kind: String,
+    /// The stage's name in the recipe, for messages.
+    pub stage: String,
+    pub key: String,
+    pub attempt: u32,
+    /// Canonical configuration; read it with [`crate::kinds::from_value`].
+    pub with: Value,
+    /// Local copies of the inputs; read-only.
+    pub inputs: BTreeMap<String, Vec<InputSpec>>,
+    /// Empty directories to fill, by output name.
+    pub outputs: BTreeMap<String, PathBuf>,
+    pub resources: Resources,
+    pub checkpoint: crate::Checkpoint,
+    /// Where to go on from, if anywhere.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<ResumeSpec>,
+    /// URL of the store, for committing checkpoints.
+    pub store: String,
+    /// `cpu` or `cuda`.
+    pub device: String,
+    /// The attempt's own directory, for temporary files.
+    pub scratch: PathBuf,
+    pub provenance: Provenance,
+}
+
+/// One artifact or source on local disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputSpec {
+    pub path: PathBuf,
+    /// Content digest, 64 hex digits.
+    pub digest: String,
+    pub artifact: ArtifactKind,
+    /// The reference as the recipe has it (`sft.model`), for messages.
+    pub source: String,
+}
+
+/// A checkpoint on local disk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ResumeSpec {
+    pub step: u64,
+    pub path: PathBuf,
+}
+
+/// Who asked; for logs only, never for what is written to an output, which is content.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provenance {
+    pub recipe: String,
+    pub run: String,
+}
+
+/// One line on the worker's stdout.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// First line. `numerics`: device, instruction set, libtorch, mesh, threads, microbatch, kernels.
+    Started {
+        version: u32,
+        device: String,
+        numerics: Map<String, Value>,
+    },
+    /// `total` is 0 where it is not known.
+    Progress {
+        step: u64,
+        total: u64,
+    },
+    /// Metrics of one step, by the names users know (`train/loss`).
+    Metrics {
+        step: u64,
+        metrics: BTreeMap<String, f64>,
+    },
+    /// A checkpoint was committed.
+    Checkpoint {
+        step: u64,
+    },
+    /// Went on from a checkpoint.
+    Resumed {
+        step: u64,
+    },
+    Message {
+        level: Level,
+        text: String,
+    },
+    /// Last line of a stage that succeeded: its summary metrics.
+    Finished {
+        metrics: BTreeMap<String, f64>,
+    },
+    /// Last line of a stage that failed.
+    Failed {
+        class: FailureClass,
+        code: String,
+        message: String,
+        help: String,
+    },
+    /// Last line of a stage that was asked to stop; a checkpoint of `step` exists.
+    Stopped {
+        step: u64,
+    },
+}
+
+/// How much a message matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    Info,
+    Warning,
+}

@@ -1,0 +1,86 @@
+//! `command`: a process of the user's own, with declared inputs, outputs and environment.
+
+use super::training::config;
+use super::{ArtifactKind, Config, Functions, Invalid, Kind};
+
+config! {
+    /// Runs `cmd` in its attempt directory, inputs at `$IN_<name>`, outputs to be written at
+    /// `$OUT_<name>`. In the recipe `cmd`, `out` and `env` may stand beside `in`.
+    pub struct Command {
+        /// Program and arguments; no shell unless it is `["sh", "-c", ".."]`.
+        pub cmd: Vec<String> = Vec::new(),
+        /// Names of the outputs.
+        pub out: Vec<String> = Vec::new(),
+        /// Environment variables that the process sees; their values enter the key.
+        pub env: Vec<String> = Vec::new(),
+    }
+}
+
+impl Config for Command {
+    fn finish(&mut self) -> Result<(), Invalid> {
+        if self.cmd.is_empty() {
+            return Err(Invalid::missing(
+                "cmd",
+                "say what to run: `cmd = [\"sh\", \"-c\", \"..\"]`",
+            ));
+        }
+        if self.out.is_empty() {
+            return Err(Invalid::missing(
+                "out",
+                "name what the command writes: `out = [\"data\"]`",
+            ));
+        }
+        for (i, name) in self.out.iter().enumerate() {
+            if !crate::recipe::is_name(name) {
+                return Err(Invalid {
+                    field: format!("out[{i}]"),
+                    message: format!("'{name}' is not a name"),
+                    help: "use letters, digits, '_' and '-'".to_owned(),
+                    code: crate::codes::NAME,
+                });
+            }
+            if self.out[..i].contains(name) {
+                return Err(Invalid {
+                    field: format!("out[{i}]"),
+                    message: format!("output '{name}' is declared twice"),
+                    help: "remove one".to_owned(),
+                    code: crate::codes::DUPLICATE,
+                });
+            }
+        }
+        for (i, name) in self.env.iter().enumerate() {
+            let prefixed = name.starts_with("IN_") || name.starts_with("OUT_");
+            if name.is_empty() || name.contains(['=', '\0']) || prefixed {
+                return Err(Invalid {
+                    field: format!("env[{i}]"),
+                    message: format!("'{name}' is not a variable that a command may ask for"),
+                    help: "name an environment variable; those that begin with IN_ and OUT_ are set by the runner".to_owned(),
+                    code: crate::codes::NAME,
+                });
+            }
+        }
+        self.env.sort();
+        self.env.dedup();
+        Ok(())
+    }
+
+    fn outputs(&self) -> Vec<String> {
+        self.out.clone()
+    }
+}
+
+pub const KIND: Kind = Kind {
+    name: "command",
+    version: 1,
+    doc: "a process of your own",
+    inputs: &[],
+    outputs: &[],
+    open_inputs: true,
+    trainer: false,
+    accelerated: false,
+    checkpoints: false,
+    config: Functions::of::<Command>(),
+};
+
+/// The kind of what a command writes: it is not looked into before something reads it.
+pub const OUTPUT: ArtifactKind = ArtifactKind::Files;

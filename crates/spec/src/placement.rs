@@ -1,0 +1,301 @@
+//! Placement: where and how a stage runs. None of it enters the key, and these types are never
+//! part of a [`crate::Preimage`].
+
+use crate::codes;
+use crate::kinds::Invalid;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// All placement of one stage.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct Placement {
+    pub resources: Resources,
+    pub checkpoint: Checkpoint,
+    pub retry: Retry,
+    /// Wall time of one attempt; none is no limit.
+    pub timeout: Option<Duration>,
+}
+
+/// `resources`: what a stage runs on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Resources {
+    /// Processes that train together; on CUDA each takes one GPU.
+    pub ranks: u32,
+    /// Machines.
+    pub nodes: u32,
+    /// CPU threads per rank; 0 shares the machine's cores among the ranks.
+    pub threads: u32,
+    /// How the ranks are arranged; what is left out is 1, and `dp_replicate` takes what remains.
+    pub mesh: Mesh,
+    /// How a rollout holds the weights.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub rollout_mesh: BTreeMap<String, u32>,
+    /// Tokens that one rank works on at a time.
+    pub microbatch_tokens: u64,
+    pub activation_checkpointing: ActivationCheckpointing,
+    /// Rows whose logits exist at a time.
+    pub head_chunk: u64,
+    /// Keep parameters and optimizer state in CPU memory.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub offload: bool,
+}
+
+impl Default for Resources {
+    fn default() -> Self {
+        Self {
+            ranks: 1,
+            nodes: 1,
+            threads: 0,
+            mesh: Mesh::default(),
+            rollout_mesh: BTreeMap::new(),
+            microbatch_tokens: 8192,
+            activation_checkpointing: ActivationCheckpointing::None,
+            head_chunk: 1024,
+            offload: false,
+        }
+    }
+}
+
+/// What is kept of the forward for the backward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ActivationCheckpointing {
+    /// Everything.
+    None,
+    /// Segment boundaries; the rest is computed again.
+    Full,
+}
+
+/// Sizes of the mesh's axes; their product is `ranks`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Mesh {
+    /// Data parallel, weights replicated; 0 takes what the other axes leave of `ranks`.
+    pub dp_replicate: u32,
+    /// Data parallel, weights sharded.
+    pub dp_shard: u32,
+    /// Tensor parallel.
+    pub tp: u32,
+    /// Context parallel.
+    pub cp: u32,
+    /// Pipeline parallel.
+    pub pp: u32,
+    /// Expert parallel.
+    pub ep: u32,
+}
+
+impl Default for Mesh {
+    fn default() -> Self {
+        Self {
+            dp_replicate: 0,
+            dp_shard: 1,
+            tp: 1,
+            cp: 1,
+            pp: 1,
+            ep: 1,
+        }
+    }
+}
+
+impl Resources {
+    /// Fills in what follows from the machine and refuses what no launcher can do yet.
+    pub fn finish(&mut self, cores: u32) -> Result<(), Invalid> {
+        let unsupported = |field: &str, message: String, help: &str| Invalid {
+            field: field.to_owned(),
+            message,
+            help: help.to_owned(),
+            code: codes::UNSUPPORTED,
+        };
+        if self.ranks == 0 {
+            return Err(Invalid::range("ranks", self.ranks, "1 or more"));
+        }
+        if self.nodes != 1 {
+            return Err(unsupported(
+                "nodes",
+                format!(
+                    "nodes = {}, but no launcher for more than one machine exists yet",
+                    self.nodes
+                ),
+                "use `nodes = 1` and raise `ranks`",
+            ));
+        }
+        let axes = [
+            ("dp_shard", self.mesh.dp_shard),
+            ("tp", self.mesh.tp),
+            ("cp", self.mesh.cp),
+            ("pp", self.mesh.pp),
+            ("ep", self.mesh.ep),
+        ];
+        for (axis, size) in axes {
+            if size == 0 {
+                return Err(Invalid::range(&format!("mesh.{axis}"), size, "1 or more"));
+            }
+            if size != 1 {
+                return Err(unsupported(
+                    &format!("mesh.{axis}"),
+                    format!("mesh.{axis} = {size}, but ranks can only replicate the weights yet"),
+                    &format!(
+                        "use `mesh = {{ dp_replicate = {} }}`, or leave `mesh` out",
+                        self.ranks
+                    ),
+                ));
+            }
+        }
+        if self.mesh.dp_replicate == 0 {
+            self.mesh.dp_replicate = self.ranks;
+        }
+        if self.mesh.dp_replicate != self.ranks {
+            return Err(Invalid::range(
+                "mesh.dp_replicate",
+                self.mesh.dp_replicate,
+                &format!(
+                    "{}, so that the mesh's axes multiply to `ranks`",
+                    self.ranks
+                ),
+            ));
+        }
+        if !self.rollout_mesh.is_empty() {
+            return Err(unsupported(
+                "rollout_mesh",
+                "'rollout_mesh' has no use while every rank holds the whole model".to_owned(),
+                "remove it",
+            ));
+        }
+        if self.offload {
+            return Err(unsupported(
+                "offload",
+                "'offload' does not exist yet".to_owned(),
+                "remove it",
+            ));
+        }
+        for (field, value) in [
+            ("microbatch_tokens", self.microbatch_tokens),
+            ("head_chunk", self.head_chunk),
+        ] {
+            if value == 0 {
+                return Err(Invalid::range(field, value, "1 or more"));
+            }
+        }
+        if self.threads == 0 {
+            self.threads = (cores / self.ranks).max(1);
+        }
+        Ok(())
+    }
+}
+
+/// `checkpoint`: how often a training stage saves what it needs to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Checkpoint {
+    /// Steps between checkpoints; 0 saves only when asked to stop.
+    pub every: u64,
+    /// Checkpoints that are kept.
+    pub keep: u64,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Self { every: 50, keep: 2 }
+    }
+}
+
+impl Checkpoint {
+    pub fn finish(&mut self) -> Result<(), Invalid> {
+        if self.keep == 0 {
+            Err(Invalid::range("keep", self.keep, "1 or more"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Why an attempt failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureClass {
+    /// The stage itself: diverged, or an error that a retry would repeat.
+    Failed,
+    /// The configuration or the data.
+    Config,
+    /// The machine, the network, the disk.
+    Infra,
+    /// What was read is not what the store says it is.
+    Integrity,
+    /// Asked to stop by whoever owns the machine.
+    Preempt,
+    /// Ran past `timeout`.
+    Timeout,
+}
+
+/// `retry`: which failures start another attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Retry {
+    /// Attempts after the first.
+    pub max: u32,
+    pub on: Vec<FailureClass>,
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self {
+            max: 0,
+            on: vec![FailureClass::Infra, FailureClass::Preempt],
+        }
+    }
+}
+
+impl Retry {
+    pub fn finish(&mut self) -> Result<(), Invalid> {
+        match self
+            .on
+            .iter()
+            .position(|c| matches!(c, FailureClass::Config | FailureClass::Integrity))
+        {
+            Some(i) => Err(Invalid {
+                field: format!("on[{i}]"),
+                message: "this class of failure would repeat".to_owned(),
+                help: "retry on 'infra', 'preempt', 'timeout' or 'failed'".to_owned(),
+                code: codes::RANGE,
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `12h`, `90m`, `1h30m`, `45s`, `2d`.
+pub fn parse_duration(text: &str) -> Result<Duration, Invalid> {
+    let bad = || Invalid {
+        field: "timeout".to_owned(),
+        message: format!("timeout '{text}' is not a duration"),
+        help: "write it like \"90s\", \"30m\", \"1h30m\" or \"2d\"".to_owned(),
+        code: codes::RANGE,
+    };
+    let mut seconds = 0u64;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+        let number: u64 = rest[..digits].parse().map_err(|_| bad())?;
+        let mut after = rest[digits..].chars();
+        let unit = match after.next() {
+            Some('s') => 1,
+            Some('m') => 60,
+            Some('h') => 3600,
+            Some('d') => 86400,
+            _ => return Err(bad()),
+        };
+        seconds = number
+            .checked_mul(unit)
+            .and_then(|n| n.checked_add(seconds))
+            .ok_or_else(bad)?;
+        rest = after.as_str();
+    }
+    if seconds == 0 {
+        Err(bad())
+    } else {
+        Ok(Duration::from_secs(seconds))
+    }
+}

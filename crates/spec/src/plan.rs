@@ -1,0 +1,175 @@
+//! The part of a recipe that a command asks for: stages in an order that respects their inputs.
+
+use crate::diagnostic::suggestion;
+use crate::{Diagnostic, Recipe, Stage, codes};
+use std::collections::BTreeSet;
+
+/// What the command line says about stages.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Selection {
+    /// `recipe run RECIPE STAGE..` and `--until`: these and what they read.
+    pub targets: Vec<String>,
+    /// Exactly these; what they read must be in the store.
+    pub only: Vec<String>,
+    /// These and what reads them; what they read otherwise must be in the store.
+    pub from: Vec<String>,
+    /// Not these; what reads them takes their result from the store.
+    pub skip: Vec<String>,
+}
+
+/// What a plan does with a stage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Reuse its result, or run it.
+    Run,
+    /// Its result is read, but it may not run: it must be in the store.
+    Reuse,
+    /// Not looked at.
+    Out,
+}
+
+/// The static DAG.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub recipe: Recipe,
+    /// All stages, each after those it reads from; among equals, in the order of the file.
+    pub order: Vec<PlannedStage>,
+}
+
+/// A stage and its place in the DAG.
+#[derive(Clone, Debug)]
+pub struct PlannedStage {
+    pub stage: Stage,
+    pub part: Part,
+    /// Indices into [`Plan::order`] of the stages it reads from.
+    pub upstream: Vec<usize>,
+    /// Indices of the stages that read from it.
+    pub downstream: Vec<usize>,
+}
+
+impl Plan {
+    /// Orders a recipe's stages and applies a selection.
+    pub fn new(recipe: Recipe, selection: &Selection) -> Result<Self, Box<Diagnostic>> {
+        let named = [
+            &selection.targets,
+            &selection.only,
+            &selection.from,
+            &selection.skip,
+        ];
+        for name in named.into_iter().flatten() {
+            if !recipe.stages.contains_key(name) {
+                return Err(Box::new(
+                    Diagnostic::new(
+                        codes::SELECTION,
+                        format!("the recipe has no stage '{name}'"),
+                    )
+                    .help(suggestion(name, recipe.stages.keys().map(String::as_str))),
+                ));
+            }
+        }
+        let names = order(&recipe);
+        let index = |name: &str| {
+            names
+                .iter()
+                .position(|n| n == name)
+                .expect("resolved stages exist")
+        };
+        let upstream: Vec<Vec<usize>> = names
+            .iter()
+            .map(|n| recipe.stages[n].upstream().into_iter().map(index).collect())
+            .collect();
+        let mut downstream = vec![Vec::new(); names.len()];
+        for (i, ups) in upstream.iter().enumerate() {
+            for &up in ups {
+                downstream[up].push(i);
+            }
+        }
+        let parts = parts(&names, &upstream, &downstream, selection);
+        let order = names
+            .iter()
+            .enumerate()
+            .map(|(i, name)| PlannedStage {
+                stage: recipe.stages[name].clone(),
+                part: parts[i],
+                upstream: upstream[i].clone(),
+                downstream: downstream[i].clone(),
+            })
+            .collect();
+        Ok(Self { recipe, order })
+    }
+
+    /// The stage of this name.
+    pub fn get(&self, name: &str) -> Option<&PlannedStage> {
+        self.order.iter().find(|s| s.stage.name == name)
+    }
+}
+
+/// Stable topological order; the resolver has refused cycles.
+fn order(recipe: &Recipe) -> Vec<String> {
+    fn visit<'a>(
+        recipe: &'a Recipe,
+        stage: &'a Stage,
+        seen: &mut BTreeSet<&'a str>,
+        out: &mut Vec<String>,
+    ) {
+        if seen.insert(&stage.name) {
+            for up in stage.upstream() {
+                visit(recipe, &recipe.stages[up], seen, out);
+            }
+            out.push(stage.name.clone());
+        }
+    }
+    let mut seen = BTreeSet::new();
+    let mut out = Vec::with_capacity(recipe.stages.len());
+    for stage in recipe.stages.values() {
+        visit(recipe, stage, &mut seen, &mut out);
+    }
+    out
+}
+
+fn parts(
+    names: &[String],
+    upstream: &[Vec<usize>],
+    downstream: &[Vec<usize>],
+    selection: &Selection,
+) -> Vec<Part> {
+    let set = |list: &[String]| -> BTreeSet<usize> {
+        (0..names.len())
+            .filter(|&i| list.contains(&names[i]))
+            .collect()
+    };
+    let closure = |start: BTreeSet<usize>, edges: &[Vec<usize>]| {
+        let mut all = start.clone();
+        let mut stack: Vec<usize> = start.into_iter().collect();
+        while let Some(i) = stack.pop() {
+            stack.extend(edges[i].iter().copied().filter(|&next| all.insert(next)));
+        }
+        all
+    };
+    let mut run: BTreeSet<usize> = if selection.only.is_empty() {
+        let mut run: BTreeSet<usize> = (0..names.len()).collect();
+        if !selection.targets.is_empty() {
+            run = closure(set(&selection.targets), upstream);
+        }
+        if !selection.from.is_empty() {
+            let below = closure(set(&selection.from), downstream);
+            run.retain(|i| below.contains(i));
+        }
+        run
+    } else {
+        set(&selection.only)
+    };
+    for skipped in set(&selection.skip) {
+        run.remove(&skipped);
+    }
+    // What a stage that may run reads has to be there; that in turn is named by what it reads,
+    // because a key is made of its inputs' digests.
+    let read = closure(run.clone(), upstream);
+    (0..names.len())
+        .map(|i| match (run.contains(&i), read.contains(&i)) {
+            (true, _) => Part::Run,
+            (false, true) => Part::Reuse,
+            (false, false) => Part::Out,
+        })
+        .collect()
+}

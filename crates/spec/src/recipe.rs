@@ -1,0 +1,125 @@
+//! A recipe whose every reference is resolved and every value has its type.
+
+use crate::tree::{Files, Node};
+use crate::{ArtifactKind, Assertion, Kind, Place, Placement};
+use indexmap::IndexMap;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+
+/// The resolved recipe.
+#[derive(Clone, Debug)]
+pub struct Recipe {
+    pub name: String,
+    /// The file as it was named.
+    pub file: PathBuf,
+    /// The folder that relative source paths start from.
+    pub folder: PathBuf,
+    pub sources: IndexMap<String, Source>,
+    /// In the order of the file.
+    pub stages: IndexMap<String, Stage>,
+    pub(crate) files: Files,
+    pub(crate) root: Node,
+}
+
+/// Something that enters from outside.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source {
+    pub name: String,
+    pub from: SourceSpec,
+    pub artifact: ArtifactKind,
+}
+
+/// Where a source comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceSpec {
+    /// A file or directory, absolute or relative to the working directory.
+    Path(PathBuf),
+    /// A model repository on the Hugging Face hub.
+    Hf { repo: String, revision: String },
+    /// A data set repository on the Hugging Face hub.
+    HfDataset { repo: String, revision: String },
+    /// An object or prefix of an object store, or `https://`.
+    Url(String),
+}
+
+impl fmt::Display for SourceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Hf { repo, revision } => write!(f, "hf://{repo}@{revision}"),
+            Self::HfDataset { repo, revision } => write!(f, "hf://datasets/{repo}@{revision}"),
+            Self::Url(url) => f.write_str(url),
+        }
+    }
+}
+
+/// A stage.
+#[derive(Clone, Debug)]
+pub struct Stage {
+    pub name: String,
+    pub kind: &'static Kind,
+    /// Canonical configuration: what enters the key, and [`crate::JobSpec::with`].
+    pub with: Value,
+    pub inputs: BTreeMap<String, Vec<Reference>>,
+    pub outputs: Vec<Output>,
+    pub placement: Placement,
+    pub assertions: Vec<Assertion>,
+    /// Environment variables whose values enter the key (`command`).
+    pub environment: Vec<String>,
+}
+
+impl Stage {
+    /// Names of the stages this one reads from, without repeats, in input order.
+    pub fn upstream(&self) -> Vec<&str> {
+        let mut names = Vec::new();
+        for reference in self.inputs.values().flatten() {
+            if let Reference::Stage { stage, .. } = reference
+                && !names.contains(&stage.as_str())
+            {
+                names.push(stage.as_str());
+            }
+        }
+        names
+    }
+}
+
+/// A stage's output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    pub name: String,
+    pub artifact: ArtifactKind,
+}
+
+/// What an input points to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Reference {
+    Stage { stage: String, output: String },
+    Source(String),
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Stage { stage, output } => write!(f, "{stage}.{output}"),
+            Self::Source(name) => write!(f, "source.{name}"),
+        }
+    }
+}
+
+impl Recipe {
+    /// The place of a path such as `stage.grpo.with.environment[1]`, or of the nearest part of it
+    /// that was written.
+    pub fn place(&self, path: &str) -> Place {
+        Place::of(&self.files, self.root.nearest(path).at)
+    }
+}
+
+/// Whether a text can name a stage, source, param, input or output.
+pub fn is_name(text: &str) -> bool {
+    !text.is_empty()
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+}

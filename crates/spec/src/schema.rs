@@ -1,0 +1,143 @@
+//! JSON Schema of the recipe file, from the same definitions as the parser.
+
+use crate::kinds::{ArtifactKind, KINDS, Kind};
+use crate::{Assertion, Checkpoint, Resources, Retry, SCHEMA};
+use schemars::SchemaGenerator;
+use serde_json::{Map, Value, json};
+
+/// The schema of a whole recipe file.
+pub fn recipe() -> Value {
+    let mut generator = schemars::generate::SchemaSettings::draft2020_12().into_generator();
+    let stages: Vec<Value> = KINDS
+        .iter()
+        .map(|kind| stage(kind, &mut generator))
+        .collect();
+    let definitions = generator.take_definitions(true);
+    let layered = |stage: Value| {
+        json!({
+            "params": { "type": "object", "description": "values used as ${params.name}" },
+            "source": { "type": "object", "additionalProperties": source() },
+            "stage": { "type": "object", "additionalProperties": stage },
+        })
+    };
+    let mut properties = layered(json!({ "$ref": "#/$defs/stage" }));
+    let profile = json!({
+        "type": "object",
+        "additionalProperties": {
+            "type": "object",
+            "properties": layered(json!({ "type": "object" })),
+            "additionalProperties": false,
+        },
+        "description": "layers chosen with --profile",
+    });
+    if let Value::Object(map) = &mut properties {
+        map.insert("profile".to_owned(), profile);
+        map.insert(
+            "recipe".to_owned(),
+            json!({
+                "type": "object",
+                "required": ["name", "schema"],
+                "additionalProperties": false,
+                "properties": {
+                    "name": { "type": "string", "pattern": NAME },
+                    "schema": { "const": SCHEMA },
+                    "include": { "type": "array", "items": { "type": "string" } },
+                },
+            }),
+        );
+    }
+    let mut defs: Map<String, Value> = definitions;
+    defs.insert("stage".to_owned(), json!({ "oneOf": stages }));
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "recipe",
+        "description": "a recipe: LLM post-training as a build",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": false,
+        "$defs": defs,
+    })
+}
+
+const NAME: &str = "^[A-Za-z0-9_-]+$";
+
+fn stage(kind: &Kind, generator: &mut SchemaGenerator) -> Value {
+    let with = interpolated(kind.schema(generator).into());
+    let mut properties = json!({
+        "kind": { "const": kind.name, "description": kind.doc },
+        "in": inputs(kind),
+        "with": with,
+        "resources": interpolated(generator.subschema_for::<Resources>().into()),
+        "retry": interpolated(generator.subschema_for::<Retry>().into()),
+        "timeout": { "type": "string", "description": "wall time of one attempt, such as 12h" },
+        "assert": { "type": "array", "items": generator.subschema_for::<Assertion>() },
+    });
+    if let Value::Object(map) = &mut properties {
+        if kind.checkpoints {
+            map.insert(
+                "checkpoint".to_owned(),
+                interpolated(generator.subschema_for::<Checkpoint>().into()),
+            );
+        }
+        if kind.open_inputs {
+            for key in ["cmd", "out", "env"] {
+                map.insert(
+                    key.to_owned(),
+                    json!({ "type": "array", "items": { "type": "string" } }),
+                );
+            }
+        }
+    }
+    json!({
+        "type": "object",
+        "description": kind.doc,
+        "required": ["kind"],
+        "properties": properties,
+        "additionalProperties": false,
+    })
+}
+
+fn inputs(kind: &Kind) -> Value {
+    let one = json!({ "type": "string" });
+    let list = json!({ "anyOf": [one, { "type": "array", "items": one, "minItems": 1 }] });
+    if kind.open_inputs {
+        return json!({ "type": "object", "additionalProperties": list });
+    }
+    let properties: Map<String, Value> = kind
+        .inputs
+        .iter()
+        .map(|port| {
+            let mut schema = if port.many { list.clone() } else { one.clone() };
+            schema["description"] = json!(format!("{} ({})", port.doc, artifact(port.artifact)));
+            (port.name.to_owned(), schema)
+        })
+        .collect();
+    let required: Vec<&str> = kind
+        .inputs
+        .iter()
+        .filter(|p| p.required)
+        .map(|p| p.name)
+        .collect();
+    json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
+}
+
+fn artifact(kind: ArtifactKind) -> &'static str {
+    kind.name()
+}
+
+/// Wherever a value stands, a `${params.x}` may stand as well.
+fn interpolated(schema: Value) -> Value {
+    schema
+}
+
+fn source() -> Value {
+    let text = json!({ "type": "string" });
+    json!({
+        "type": "object",
+        "properties": { "path": text, "hf": text, "hf_dataset": text, "url": text, "revision": text },
+        "oneOf": [
+            { "required": ["path"] }, { "required": ["hf"] }, { "required": ["hf_dataset"] }, { "required": ["url"] }
+        ],
+        "additionalProperties": false,
+    })
+}
