@@ -1,1 +1,16 @@
-//! parallel
+//! What crosses segments and ranks: collectives, the segment engine, gradient buffers.
+//!
+//! A decoder is a list of segments. The engine gathers a segment's parameters through one door
+//! ([`Parameters`]), runs it, keeps or drops its graph, and walks back with one vector-Jacobian
+//! product per segment; gradients leave through one door ([`Gradients`]). Sharding schemes are
+//! other implementations of these two doors, never changes of model files.
+
+mod collective;
+mod engine;
+mod error;
+mod grads;
+
+pub use collective::{Collective, Gloo, Solo};
+pub use engine::{Checkpointing, Engine, Microbatch, Parameters, Walk, Whole};
+pub use error::Error;
+pub use grads::{Gradients, Grads};

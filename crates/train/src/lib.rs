@@ -1,1 +1,31 @@
-//! train
+//! The trainer's heart: batches of units, their plan over ranks and microbatches, the policy, the
+//! token log-probability head, optimizers, schedules, checkpoints, metrics.
+//!
+//! An algorithm owns its loop and calls [`Policy::logprobs`], [`Policy::accumulate`] (or
+//! [`Policy::accumulate_known`] where the coefficients are known beforehand) and
+//! [`Policy::apply`]. Every rank makes the same calls with the same units.
+
+mod batch;
+mod checkpoint;
+mod device;
+mod error;
+mod head;
+mod lay;
+pub mod loss;
+mod metrics;
+mod optimizer;
+mod plan;
+mod policy;
+mod schedule;
+mod tensors;
+
+pub use batch::{Branch, LossOut, Tokens, Unit, UnitSpan};
+pub use checkpoint::CheckpointState;
+pub use device::{device, numerics};
+pub use error::Error;
+pub use metrics::{Meter, Sums, Work};
+pub use optimizer::{Optimizer, OptimizerConfig};
+pub use parallel::{Checkpointing, Collective, Gloo, Solo};
+pub use plan::Plan;
+pub use policy::{Accumulated, Entropy, Policy, PolicyConfig, StepStats};
+pub use schedule::{Schedule, Shape};

@@ -1,0 +1,143 @@
+//! AdamW and SGD over fp32 (fp64) master weights.
+
+use std::collections::BTreeMap;
+
+use parallel::Grads;
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::Error;
+
+/// Which optimizer, and its constants. The learning rate comes with each step.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum OptimizerConfig {
+    /// Adam with decoupled weight decay (Loshchilov and Hutter, arXiv:1711.05101).
+    AdamW {
+        /// Decay of the first moment.
+        beta1: f64,
+        /// Decay of the second moment.
+        beta2: f64,
+        /// Added to the root of the second moment.
+        eps: f64,
+        /// Decay of matrices per unit of learning rate; norms and biases have none.
+        weight_decay: f64,
+    },
+    /// Stochastic gradient descent: `v = momentum v + g`, `p -= lr (v + weight_decay p)`.
+    Sgd {
+        /// 0 keeps no state.
+        momentum: f64,
+        /// As for AdamW.
+        weight_decay: f64,
+    },
+}
+
+impl Default for OptimizerConfig {
+    fn default() -> Self {
+        OptimizerConfig::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
+    }
+}
+
+/// An optimizer with its state by Hugging Face name.
+pub struct Optimizer {
+    pub(crate) config: OptimizerConfig,
+    pub(crate) grad_clip: Option<f64>,
+    /// Updates made.
+    pub(crate) updates: u64,
+    /// First (SGD: only) and second moments.
+    pub(crate) first: BTreeMap<String, Tensor>,
+    pub(crate) second: BTreeMap<String, Tensor>,
+}
+
+/// A parameter as the optimizer sees it.
+pub(crate) struct Param<'a> {
+    pub name: &'a str,
+    /// Changed in place.
+    pub master: Tensor,
+    pub grad: &'a Tensor,
+    /// Whether weight decay applies.
+    pub decay: bool,
+}
+
+impl Optimizer {
+    /// A fresh optimizer. `grad_clip` bounds the global gradient norm.
+    pub fn new(config: OptimizerConfig, grad_clip: Option<f64>) -> Optimizer {
+        Optimizer {
+            config,
+            grad_clip,
+            updates: 0,
+            first: BTreeMap::new(),
+            second: BTreeMap::new(),
+        }
+    }
+
+    /// Updates made so far.
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    /// Scales gradients so that their global norm is at most `grad_clip`; returns the factor.
+    pub(crate) fn clip(&self, grads: &mut Grads, norm: f64) -> f64 {
+        match self.grad_clip {
+            Some(limit) if norm > limit => {
+                let factor = limit / norm;
+                grads.scale(factor);
+                factor
+            }
+            _ => 1.0,
+        }
+    }
+
+    /// One update of all parameters.
+    pub(crate) fn step(&mut self, params: Vec<Param>, lr: f64) -> Result<(), Error> {
+        let _no_grad = tch::no_grad_guard();
+        self.updates += 1;
+        match self.config {
+            OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay } => {
+                let (decayed, plain): (Vec<_>, Vec<_>) = params.into_iter().partition(|p| p.decay);
+                for (group, weight_decay) in [(decayed, weight_decay), (plain, 0.0)] {
+                    self.adamw(&group, torch::fused::AdamW { lr, beta1, beta2, weight_decay, eps })?;
+                }
+            }
+            OptimizerConfig::Sgd { momentum, weight_decay } => {
+                for p in params {
+                    self.sgd(p, lr, momentum, weight_decay);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn adamw(&mut self, group: &[Param], with: torch::fused::AdamW) -> Result<(), Error> {
+        for p in group {
+            for moments in [&mut self.first, &mut self.second] {
+                if !moments.contains_key(p.name) {
+                    moments.insert(p.name.to_owned(), p.master.zeros_like());
+                }
+            }
+        }
+        let masters: Vec<&Tensor> = group.iter().map(|p| &p.master).collect();
+        let grads: Vec<&Tensor> = group.iter().map(|p| p.grad).collect();
+        let first: Vec<&Tensor> = group.iter().map(|p| &self.first[p.name]).collect();
+        let second: Vec<&Tensor> = group.iter().map(|p| &self.second[p.name]).collect();
+        let Some(any) = masters.first() else { return Ok(()) };
+        let step = Tensor::from(self.updates as f32).to_device(any.device());
+        let steps = vec![&step; group.len()];
+        Ok(torch::fused::adamw(&masters, &grads, &first, &second, &steps, with)?)
+    }
+
+    fn sgd(&mut self, mut p: Param, lr: f64, momentum: f64, weight_decay: f64) {
+        let mut update = if momentum == 0.0 {
+            p.grad * -lr
+        } else {
+            let velocity =
+                self.first.entry(p.name.to_owned()).or_insert_with(|| p.grad.zeros_like());
+            let _ = velocity.g_mul_scalar_(momentum).g_add_(p.grad);
+            &*velocity * -lr
+        };
+        if p.decay && weight_decay != 0.0 {
+            update = update - &p.master * (lr * weight_decay);
+        }
+        let _ = p.master.g_add_(&update);
+    }
+}
