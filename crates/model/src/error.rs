@@ -21,6 +21,9 @@ pub enum Error {
     /// Tensors do not fit the configuration.
     #[error("{}: {problem}", path.display())]
     Fit { path: PathBuf, problem: String },
+    /// Tensors given by a caller do not fit the configuration.
+    #[error("{0}")]
+    Tensors(String),
     /// Two span lists or row counts do not agree.
     #[error("layout: {0}")]
     Layout(String),
@@ -54,7 +57,7 @@ impl Error {
         match self {
             Error::Config(_) | Error::File { .. } | Error::Fit { .. } | Error::Layout(_) => true,
             Error::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
-            Error::Torch(_) => false,
+            Error::Torch(_) | Error::Tensors(_) => false,
         }
     }
 }
