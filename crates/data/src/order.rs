@@ -55,7 +55,9 @@ impl Order {
 
     /// The `count` rows from a cursor on; an epoch boundary may lie inside.
     pub fn take(&self, cursor: u64, count: usize) -> Vec<usize> {
-        (cursor..cursor + count as u64).map(|c| self.at(c)).collect()
+        (cursor..cursor + count as u64)
+            .map(|c| self.at(c))
+            .collect()
     }
 
     /// Rows per epoch.

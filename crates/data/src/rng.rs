@@ -77,7 +77,11 @@ impl Draw {
     pub fn range(&mut self, low: i64, high: i64) -> i64 {
         debug_assert!(low <= high);
         let span = (high.wrapping_sub(low) as u64).wrapping_add(1);
-        let offset = if span == 0 { self.u64() } else { self.below(span) };
+        let offset = if span == 0 {
+            self.u64()
+        } else {
+            self.below(span)
+        };
         low.wrapping_add(offset as i64)
     }
 

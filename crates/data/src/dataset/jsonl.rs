@@ -49,7 +49,11 @@ impl Lines {
         };
         let (mut starts, mut numbers) = (Vec::new(), Vec::new());
         // A byte order mark is not part of the first line.
-        let mut at = if bytes.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
+        let mut at = if bytes.starts_with(b"\xef\xbb\xbf") {
+            3
+        } else {
+            0
+        };
         let (mut number, mut gaps) = (0u32, false);
         while at < bytes.len() {
             let end = memchr(&bytes[at..]).map_or(bytes.len(), |i| at + i);
@@ -105,7 +109,11 @@ pub fn object(text: &[u8], place: &str) -> Result<Map<String, Value>> {
             ),
         )),
         Err(e) => {
-            let shown: String = String::from_utf8_lossy(text).trim().chars().take(60).collect();
+            let shown: String = String::from_utf8_lossy(text)
+                .trim()
+                .chars()
+                .take(60)
+                .collect();
             Err(Error::row(
                 place,
                 format!("not valid JSON: {e}; each line must be one JSON object, got '{shown}'"),

@@ -1,4 +1,10 @@
-//! Tokenizers: Hugging Face directories, and small ones trained or made here.
+//! Tokenizers: Hugging Face directories ([`Tokenizer::from_dir`]), and small ones made here
+//! ([`make`]).
+
+mod files;
+mod make;
+
+pub use make::{Make, make};
 
 use crate::chat::Template;
 use crate::error::{Error, Result};
@@ -10,103 +16,137 @@ pub struct Tokenizer {
     /// Directory it was read from: its files are carried through untouched.
     dir: PathBuf,
     template: Option<Template>,
-    bos: Option<(String, u32)>,
-    eos: Option<(String, u32)>,
-    pad: Option<(String, u32)>,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    pad: Option<u32>,
     /// Ids that end a generation: `eos_token` and those of `generation_config.json`, ascending.
     eos_ids: Vec<u32>,
+    /// Special ids, ascending.
+    special: Vec<u32>,
+    vocab_size: usize,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Tokenizer({}, {} tokens)",
+            self.dir.display(),
+            self.vocab_size
+        )
+    }
 }
 
 impl Tokenizer {
     /// Reads `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`,
     /// `chat_template.jinja` (or the template inside `tokenizer_config.json`) and the end ids of
     /// `generation_config.json`. Only the first is required.
-    pub fn from_dir(_dir: &Path) -> Result<Tokenizer> {
-        todo!()
+    pub fn from_dir(dir: &Path) -> Result<Tokenizer> {
+        files::read(dir)
     }
 
-    /// Token ids of a text; `special`: add what the post-processor adds (BOS, say).
-    pub fn encode(&self, _text: &str, _special: bool) -> Result<Vec<u32>> {
-        todo!()
+    /// Token ids of a text; `special`: add what the post-processor adds (BOS, say). Special
+    /// tokens spelled out in the text become those tokens, as in transformers.
+    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encoding = (self.inner.encode_fast(text, special))
+            .map_err(|e| Error::Tokenizer(format!("cannot encode a text: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
     }
 
-    /// Token ids and the byte range of the text that each covers (added tokens: an empty range).
-    pub fn encode_offsets(&self, _text: &str, _special: bool) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
-        todo!()
+    /// Token ids, and for each the byte range of the text that it covers (an empty range for
+    /// tokens that the post-processor adds).
+    pub fn encode_offsets(
+        &self,
+        text: &str,
+        special: bool,
+    ) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+        let encoding = (self.inner.encode(text, special))
+            .map_err(|e| Error::Tokenizer(format!("cannot encode a text: {e}")))?;
+        Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))
     }
 
     /// Text of token ids; `skip_special` leaves special tokens out.
-    pub fn decode(&self, _ids: &[u32], _skip_special: bool) -> Result<String> {
-        todo!()
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= self.vocab_size) {
+            return Err(Error::Tokenizer(format!(
+                "token id {id} is not in the vocabulary of {} tokens of {}",
+                self.vocab_size,
+                self.dir.display()
+            )));
+        }
+        (self.inner.decode(ids, skip_special))
+            .map_err(|e| Error::Tokenizer(format!("cannot decode tokens: {e}")))
     }
 
-    /// Ids that end a generation, ascending.
+    /// Ids that end a generation, ascending: `eos_token` and those of `generation_config.json`
+    /// (without one, of `config.json`).
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids
     }
 
     pub fn eos(&self) -> Option<u32> {
-        self.eos.as_ref().map(|t| t.1)
+        self.eos
     }
 
     pub fn bos(&self) -> Option<u32> {
-        self.bos.as_ref().map(|t| t.1)
+        self.bos
     }
 
     pub fn pad(&self) -> Option<u32> {
-        self.pad.as_ref().map(|t| t.1)
+        self.pad
     }
 
     /// Largest token id + 1, added tokens included: the least vocabulary a model needs.
     pub fn vocab_size(&self) -> usize {
-        todo!()
+        self.vocab_size
     }
 
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
+    /// The token as it stands in the vocabulary (not decoded).
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
     /// Whether an id is a special token.
-    pub fn is_special(&self, _id: u32) -> bool {
-        todo!()
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special.binary_search(&id).is_ok()
     }
 
     /// The chat template, or the error that says how to get one.
     pub fn template(&self) -> Result<&Template> {
-        self.template
-            .as_ref()
-            .ok_or_else(|| Error::Template(format!("none in {}", self.dir.display())))
+        self.template.as_ref().ok_or_else(|| {
+            Error::Template(format!(
+                "{} has none, but the data holds messages; add chat_template.jinja there or give \
+                 plain text",
+                self.dir.display()
+            ))
+        })
     }
 
     pub fn has_template(&self) -> bool {
         self.template.is_some()
     }
 
-    /// An error where a token id lies outside the model's vocabulary of `rows` embeddings.
-    pub fn check_fits(&self, _rows: usize) -> Result<()> {
-        todo!()
+    /// An error where a token id lies outside a model's vocabulary of `rows` embeddings.
+    pub fn check_fits(&self, rows: usize) -> Result<()> {
+        if self.vocab_size <= rows {
+            return Ok(());
+        }
+        let last = self.vocab_size as u32 - 1;
+        let token = self.id_to_token(last).unwrap_or_default();
+        Err(Error::Tokenizer(format!(
+            "{} has {} tokens (the last is {last} '{token}'), but the model's vocab_size is {rows}; \
+             use the tokenizer that belongs to the model",
+            self.dir.display(),
+            self.vocab_size
+        )))
     }
 
-    /// Copies the tokenizer's files (and chat template) untouched into another model directory.
-    pub fn copy_files(&self, _to: &Path) -> Result<()> {
-        todo!()
+    /// Copies the tokenizer's files (and chat template) byte for byte into another directory.
+    pub fn copy_files(&self, to: &Path) -> Result<()> {
+        files::copy(&self.dir, to)
     }
-}
-
-/// How a tokenizer is made by an `init` stage.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Make {
-    /// Byte-level BPE trained on texts up to `vocab_size` (special tokens included).
-    Bpe { vocab_size: usize },
-    /// One token per character of `alphabet`; other characters become `<unk>`.
-    Chars { alphabet: String },
-    /// One token per byte: 256 and the special tokens.
-    Bytes,
-}
-
-/// Makes a tokenizer and writes it as a Hugging Face directory into `dir` (tokenizer.json,
-/// tokenizer_config.json, special_tokens_map.json, chat_template.jinja). `texts` is what a BPE
-/// trains on and where characters missing from an empty alphabet come from.
-pub fn make(_how: &Make, _texts: &mut dyn Iterator<Item = Result<String>>, _dir: &Path) -> Result<Tokenizer> {
-    todo!()
 }
