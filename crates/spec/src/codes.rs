@@ -40,4 +40,15 @@ codes! {
     NOT_A_LIST = "R0316", "a list where the input takes one artifact";
     CYCLE = "R0317", "stages depend on each other in a circle";
     SELECTION = "R0320", "the command line names a stage that does not exist";
+    USAGE = "R0401", "options that do not go together";
+    SOURCE = "R0402", "a source cannot be read";
+    LOCK = "R0403", "recipe.lock does not describe the sources";
+    WORKER = "R0404", "the worker cannot be used";
+    NOT_STORED = "R0405", "the store does not have what was asked for";
+    STAGE = "R0406", "a stage failed";
+    TIMEOUT = "R0407", "a stage ran past its timeout";
+    ASSERTION = "R0408", "an assertion does not hold";
+    INFRA = "R0501", "the machine, the network or the disk failed; worth a retry";
+    INTEGRITY = "R0502", "what was read is not what its digest says";
+    INTERNAL = "R0901", "an error in recipe itself";
 }

@@ -26,7 +26,7 @@ pub struct Resources {
     pub ranks: u32,
     /// Machines.
     pub nodes: u32,
-    /// CPU threads per rank; 0 shares the machine's cores among the ranks.
+    /// CPU threads per rank; 0 lets the runner share the machine's cores among the ranks.
     pub threads: u32,
     /// How the ranks are arranged; what is left out is 1, and `dp_replicate` takes what remains.
     pub mesh: Mesh,
@@ -101,8 +101,8 @@ impl Default for Mesh {
 }
 
 impl Resources {
-    /// Fills in what follows from the machine and refuses what no launcher can do yet.
-    pub fn finish(&mut self, cores: u32) -> Result<(), Invalid> {
+    /// Fills in the mesh and refuses what no launcher can do yet.
+    pub fn finish(&mut self) -> Result<(), Invalid> {
         let unsupported = |field: &str, message: String, help: &str| Invalid {
             field: field.to_owned(),
             message,
@@ -178,9 +178,6 @@ impl Resources {
             if value == 0 {
                 return Err(Invalid::range(field, value, "1 or more"));
             }
-        }
-        if self.threads == 0 {
-            self.threads = (cores / self.ranks).max(1);
         }
         Ok(())
     }

@@ -43,10 +43,7 @@ const COMMAND_KEYS: [&str; 3] = ["cmd", "out", "env"];
 
 pub fn resolve(file: RecipeFile) -> Result<Recipe> {
     let RecipeFile { path, files, root } = file;
-    let resolver = Resolver {
-        files: &files,
-        cores: cores(),
-    };
+    let resolver = Resolver { files: &files };
     let head = resolver.head(&path, &root)?;
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
     let sources = resolver.sources(&folder, &root)?;
@@ -64,14 +61,8 @@ pub fn resolve(file: RecipeFile) -> Result<Recipe> {
     })
 }
 
-/// Cores that this process may use: a fact of the machine, not of its load.
-fn cores() -> u32 {
-    std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX))
-}
-
 struct Resolver<'a> {
     files: &'a Files,
-    cores: u32,
 }
 
 /// A stage whose own values are read, and whose references are not yet looked up.
@@ -410,7 +401,7 @@ impl<'a> Resolver<'a> {
             value: Value::Table(Table::new()),
             at: At::default(),
         };
-        placement.resources.finish(self.cores).map_err(|e| {
+        placement.resources.finish().map_err(|e| {
             self.invalid(
                 &owner_of("resources"),
                 node("resources").unwrap_or(&fallback),

@@ -19,12 +19,14 @@ pub enum Loss {
     SppoHard,
     /// Needs no reference.
     Simpo,
+    /// Needs no reference; holds the chosen completion's likelihood up by itself.
+    Orpo,
 }
 
 impl Loss {
     /// Whether the loss compares with a reference model.
     pub fn needs_reference(self) -> bool {
-        self != Self::Simpo
+        !matches!(self, Self::Simpo | Self::Orpo)
     }
 }
 
@@ -86,7 +88,7 @@ impl Config for Dpo {
         if !self.loss.needs_reference() && (reference || logprobs) {
             return Err(Invalid::conflict(
                 "loss",
-                "loss 'simpo' uses no reference, but one is given",
+                "this loss uses no reference, but one is given",
                 "remove the input `reference` or `logprobs`",
             ));
         }

@@ -20,6 +20,8 @@ pub enum Advantage {
     Rloo,
     /// R - group mean, whitened over all valid tokens of the batch.
     ReinforcePlusPlus,
+    /// Each reward component normalised in its group, summed, whitened over the batch.
+    Gdpo,
 }
 
 /// The per-token policy term.
@@ -171,6 +173,10 @@ training_config! {
         pub dynamic_sampling: bool = false,
         /// Completions cut at `max_tokens`: `keep`, `filter`, or `{ buffer, factor }`.
         pub overlong: OverlongCompletion = OverlongCompletion::Plain(PlainOverlong::Keep),
+        /// Steps between greedy evaluations on held-out tasks; 0 never evaluates.
+        pub validate_every: u64 = 0,
+        /// Held-out tasks of one evaluation.
+        pub validate_examples: u64 = 64,
     }
 }
 
@@ -225,6 +231,7 @@ impl Config for Grpo {
             ));
         }
         check::at_least("updates", self.updates, 1)?;
+        check::at_least("validate_examples", self.validate_examples, 1)?;
         check::sampling(self.max_tokens, self.temperature, self.top_p)?;
         check::positive("temperature", self.temperature)?;
         if let OverlongCompletion::Penalty(penalty) = self.overlong {
