@@ -1,1 +1,15 @@
-//! kernels
+//! Fused arithmetic behind [`model::Ops`].
+//!
+//! | module | what |
+//! |---|---|
+//! | [`ops`] | [`Fused`]: CPU kernels where they apply, libtorch elsewhere |
+//! | [`cpu`] | one file per kernel: its formula, shapes, forward and backward |
+//! | [`elem`] | element types, instruction sets, a vectorising exponential |
+//!
+//! A CPU kernel is also the reference that a GPU kernel of the same name is held against.
+
+pub mod cpu;
+pub mod elem;
+pub mod ops;
+
+pub use ops::Fused;

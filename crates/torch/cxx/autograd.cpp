@@ -81,4 +81,6 @@ char* rt_vjp(at::Tensor** outputs, at::Tensor** grads, size_t n_out, at::Tensor*
   });
 }
 
+int rt_grad_enabled() { return at::GradMode::is_enabled(); }
+
 }  // extern "C"

@@ -14,6 +14,12 @@ struct State {
     backward: Option<Backward>,
 }
 
+/// Whether operations are recorded on this thread, and one of `tensors` asks for it.
+pub fn wanted(tensors: &[&Tensor]) -> bool {
+    // SAFETY: reads a thread-local flag.
+    (unsafe { ffi::rt_grad_enabled() }) != 0 && tensors.iter().any(|t| t.requires_grad())
+}
+
 /// Makes `outputs` (computed under `no_grad` from `inputs`) results of one autograd node.
 ///
 /// The tensors returned share storage with `outputs` and carry the graph: walking back calls

@@ -22,6 +22,7 @@ unsafe extern "C" {
         call: Backward,
         drop: unsafe extern "C" fn(*mut c_void),
     ) -> *mut c_char;
+    pub fn rt_grad_enabled() -> c_int;
     pub fn rt_vjp(
         outputs: *const Raw,
         grads: *const Raw,

@@ -1,0 +1,159 @@
+//! [`Fused`]: the segments' arithmetic by fused kernels, with gradients through Rust autograd
+//! nodes; libtorch where a kernel does not apply (another device or kind).
+
+use half::bf16;
+use model::{Libtorch, Ops};
+use tch::{Device, Kind, Tensor};
+use torch::autograd;
+
+use crate::cpu::{rms_norm, rope, swiglu};
+use crate::elem::Elem;
+
+/// Fused kernels for f32 and bf16 on CPU; [`Libtorch`] for all else.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Fused;
+
+impl Ops for Fused {
+    fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+        match kernel_kind(&[x, weight]) {
+            Some(Kind::BFloat16) => rms_norm_on::<bf16>(x, weight, eps as f32),
+            Some(_) => rms_norm_on::<f32>(x, weight, eps as f32),
+            None => Libtorch.rms_norm(x, weight, eps),
+        }
+    }
+
+    fn rope(&self, q: &Tensor, k: &Tensor, cos: &Tensor, sin: &Tensor) -> (Tensor, Tensor) {
+        match kernel_kind(&[q, k]) {
+            Some(Kind::BFloat16) if cos.kind() == Kind::Float => {
+                (rope_on::<bf16>(q, cos, sin), rope_on::<bf16>(k, cos, sin))
+            }
+            Some(Kind::Float) if cos.kind() == Kind::Float => {
+                (rope_on::<f32>(q, cos, sin), rope_on::<f32>(k, cos, sin))
+            }
+            _ => Libtorch.rope(q, k, cos, sin),
+        }
+    }
+
+    fn swiglu(&self, gate: &Tensor, up: &Tensor) -> Tensor {
+        match kernel_kind(&[gate, up]) {
+            Some(Kind::BFloat16) => swiglu_on::<bf16>(gate, up),
+            Some(_) => swiglu_on::<f32>(gate, up),
+            None => Libtorch.swiglu(gate, up),
+        }
+    }
+
+    fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        Libtorch.linear(x, weight, bias)
+    }
+}
+
+/// The kind that all have, if a CPU kernel takes it.
+fn kernel_kind(tensors: &[&Tensor]) -> Option<Kind> {
+    let kind = tensors[0].kind();
+    let fits = matches!(kind, Kind::Float | Kind::BFloat16)
+        && tensors
+            .iter()
+            .all(|t| t.kind() == kind && t.device() == Device::Cpu);
+    fits.then_some(kind)
+}
+
+fn rms_norm_on<E: Elem>(x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
+    let (xs, ws) = (x.detach().contiguous(), weight.detach().contiguous());
+    let mut y = empty(&xs);
+    rms_norm::forward(read::<E>(&xs), read::<E>(&ws), eps, write::<E>(&mut y));
+    record(&[x, weight], y, move |dy| {
+        let (mut dx, mut dw) = (empty(&xs), ws.to_kind(Kind::Float).empty_like());
+        let dy = dy.contiguous();
+        rms_norm::backward(
+            read::<E>(&xs),
+            read::<E>(&ws),
+            eps,
+            read::<E>(&dy),
+            write::<E>(&mut dx),
+            write::<f32>(&mut dw),
+        );
+        vec![Some(dx), Some(dw.to_kind(ws.kind()))]
+    })
+}
+
+fn rope_on<E: Elem>(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
+    let d = x.size()[2] as usize;
+    let (cos, sin) = (cos.contiguous(), sin.contiguous());
+    let turn = move |x: &Tensor, inverse: bool| {
+        let x = x.contiguous();
+        let mut y = empty(&x);
+        let turn = rope::Turn {
+            cos: read::<f32>(&cos),
+            sin: read::<f32>(&sin),
+            d,
+            inverse,
+        };
+        rope::turn(read::<E>(&x), turn, write::<E>(&mut y));
+        y
+    };
+    let y = turn(&x.detach(), false);
+    record(&[x], y, move |dy| vec![Some(turn(&dy, true))])
+}
+
+fn swiglu_on<E: Elem>(gate: &Tensor, up: &Tensor) -> Tensor {
+    let (g, u) = (gate.detach().contiguous(), up.detach().contiguous());
+    let mut y = empty(&g);
+    swiglu::forward(read::<E>(&g), read::<E>(&u), write::<E>(&mut y));
+    record(&[gate, up], y, move |dy| {
+        let (mut dg, mut du, dy) = (empty(&g), empty(&u), dy.contiguous());
+        swiglu::backward(
+            read::<E>(&g),
+            read::<E>(&u),
+            read::<E>(&dy),
+            write::<E>(&mut dg),
+            write::<E>(&mut du),
+        );
+        vec![Some(dg), Some(du)]
+    })
+}
+
+/// Ties `y` to `inputs` with a backward of one output, where a graph is being recorded.
+fn record(
+    inputs: &[&Tensor],
+    y: Tensor,
+    backward: impl FnOnce(Tensor) -> Vec<Option<Tensor>> + 'static,
+) -> Tensor {
+    if !autograd::wanted(inputs) {
+        return y;
+    }
+    let count = inputs.len();
+    let node = autograd::node(
+        inputs,
+        vec![y],
+        Box::new(move |mut grads| match grads.pop().flatten() {
+            Some(dy) => backward(dy),
+            None => (0..count).map(|_| None).collect(),
+        }),
+    );
+    // Fails only where libtorch cannot allocate a node, as its own operators would.
+    node.expect("libtorch records an autograd node").remove(0)
+}
+
+fn empty(like: &Tensor) -> Tensor {
+    Tensor::empty(like.size(), (like.kind(), like.device()))
+}
+
+/// The elements of a contiguous CPU tensor whose kind is `E`'s.
+fn read<E: Elem>(t: &Tensor) -> &[E] {
+    debug_assert!(t.is_contiguous() && t.kind().elt_size_in_bytes() == size_of::<E>());
+    if t.numel() == 0 {
+        return &[];
+    }
+    // SAFETY: contiguous, of this element type (callers dispatch on the kind), and borrowed.
+    unsafe { std::slice::from_raw_parts(t.data_ptr().cast::<E>(), t.numel()) }
+}
+
+/// As [`read`], of a tensor that nothing else refers to.
+fn write<E: Elem>(t: &mut Tensor) -> &mut [E] {
+    debug_assert!(t.is_contiguous() && t.kind().elt_size_in_bytes() == size_of::<E>());
+    if t.numel() == 0 {
+        return &mut [];
+    }
+    // SAFETY: as in `read`; fresh from `empty`, so unshared.
+    unsafe { std::slice::from_raw_parts_mut(t.data_ptr().cast::<E>(), t.numel()) }
+}
