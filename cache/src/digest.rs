@@ -79,8 +79,10 @@ fn hash_parallel(hasher: &mut blake3::Hasher, file: &File, len: u64) -> std::io:
     while have > 0 {
         at += have as u64;
         // the next piece is read while this one is hashed
-        let (_, next) =
-            rayon::join(|| hasher.update_rayon(&front[..have]), || fill(&mut back, at));
+        let (_, next) = rayon::join(
+            || hasher.update_rayon(&front[..have]),
+            || fill(&mut back, at),
+        );
         have = next?;
         std::mem::swap(&mut front, &mut back);
     }
@@ -109,7 +111,10 @@ impl FromStr for Digest {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Digest> {
-        let bad = |why| Error::BadDigest { text: text.to_owned(), why };
+        let bad = |why| Error::BadDigest {
+            text: text.to_owned(),
+            why,
+        };
         if text.len() != 64 {
             return Err(bad("it has another length"));
         }

@@ -31,10 +31,19 @@ impl Class {
 #[non_exhaustive]
 pub enum Error {
     #[error("cannot {action} '{path}': {source}{}", hint(.source))]
-    Io { action: &'static str, path: PathBuf, source: std::io::Error },
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
 
     #[error("cannot {action} '{path}' in store '{store}': {message}")]
-    Remote { action: &'static str, path: String, store: String, message: String },
+    Remote {
+        action: &'static str,
+        path: String,
+        store: String,
+        message: String,
+    },
 
     #[error(
         "store url '{url}' cannot be used: {why}; use a directory, file://, s3://, gs:// or az://"
@@ -45,10 +54,18 @@ pub enum Error {
     BadDigest { text: String, why: &'static str },
 
     #[error("'{name}' is not a usable {what} name: {why}")]
-    BadName { what: &'static str, name: String, why: &'static str },
+    BadName {
+        what: &'static str,
+        name: String,
+        why: &'static str,
+    },
 
     #[error("'{path}' is {what}, and an artifact holds regular files only; {help}")]
-    NotAFile { path: PathBuf, what: &'static str, help: &'static str },
+    NotAFile {
+        path: PathBuf,
+        what: &'static str,
+        help: &'static str,
+    },
 
     #[error("'{path}' changed while it was being read; stop what writes to it and run again")]
     Changed { path: PathBuf },
@@ -62,12 +79,20 @@ pub enum Error {
     Missing { digest: Digest, store: String },
 
     #[error("'{path}' in store '{store}' is corrupt: {why}")]
-    Corrupt { path: String, store: String, why: String },
+    Corrupt {
+        path: String,
+        store: String,
+        why: String,
+    },
 
     #[error(
         "attempt {attempt} of {key} is sealed ({why}): another attempt took over, and this one may not write any more"
     )]
-    Sealed { key: Digest, attempt: u32, why: String },
+    Sealed {
+        key: Digest,
+        attempt: u32,
+        why: String,
+    },
 
     #[error("result for {key} does not fit it: {why}")]
     BadRecord { key: Digest, why: String },
@@ -78,9 +103,10 @@ impl Error {
     pub fn class(&self) -> Class {
         match self {
             Error::Corrupt { .. } | Error::Missing { .. } => Class::Integrity,
-            Error::Io { .. } | Error::Remote { .. } | Error::Changed { .. } | Error::Sealed { .. } => {
-                Class::Infra
-            }
+            Error::Io { .. }
+            | Error::Remote { .. }
+            | Error::Changed { .. }
+            | Error::Sealed { .. } => Class::Infra,
             Error::BadUrl { .. }
             | Error::BadDigest { .. }
             | Error::BadName { .. }
@@ -90,8 +116,18 @@ impl Error {
         }
     }
 
+    /// Whether the disk is full: trying again cannot help.
+    pub fn is_full(&self) -> bool {
+        use std::io::ErrorKind::{QuotaExceeded, StorageFull};
+        matches!(self, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
+    }
+
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
-        move |source| Error::Io { action, path: path.to_path_buf(), source }
+        move |source| Error::Io {
+            action,
+            path: path.to_path_buf(),
+            source,
+        }
     }
 }
 

@@ -97,3 +97,65 @@ pub struct Checkpoint {
     #[serde(default)]
     pub meta: Value,
 }
+
+/// What lies at `results/<key>/<n>`.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ending {
+    Result(Box<ResultRecord>),
+    /// A seal, or a record that does not verify, which counts as one.
+    Seal {
+        why: String,
+        corrupt: bool,
+    },
+}
+
+/// One record in its envelope.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub(crate) enum Envelope {
+    Claim(ClaimRecord),
+    Result {
+        key: Key,
+        attempt: u32,
+        nonce: String,
+        record: ResultRecord,
+    },
+    Seal {
+        key: Key,
+        attempt: u32,
+        nonce: String,
+        why: String,
+    },
+    Checkpoint(Checkpoint),
+}
+
+const TAIL: &str = ",\"self\":\"";
+
+impl Envelope {
+    /// The bytes to store.
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut text = serde_json::to_vec(self).expect("records are plain data");
+        text.pop(); // the closing brace
+        let own = Digest::of(&text);
+        text.extend_from_slice(format!("{TAIL}{own}\"}}\n").as_bytes());
+        text
+    }
+
+    /// Reads and verifies stored bytes; says why they are no record.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Envelope, String> {
+        let tail_len = TAIL.len() + 64 + 3;
+        let split = bytes.len().checked_sub(tail_len).ok_or("it is cut short")?;
+        let (body, tail) = bytes.split_at(split);
+        let own = tail
+            .strip_prefix(TAIL.as_bytes())
+            .and_then(|t| t.strip_suffix(b"\"}\n"))
+            .ok_or("its end is not that of a record: it is cut short or overwritten")?;
+        let found = Digest::of(body);
+        if own != found.hex().as_bytes() {
+            return Err("its bytes do not hash to its self-digest".into());
+        }
+        let mut text = body.to_vec();
+        text.push(b'}');
+        serde_json::from_slice(&text).map_err(|e| format!("it is not a known record: {e}"))
+    }
+}

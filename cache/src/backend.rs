@@ -1,0 +1,54 @@
+//! What the store asks of the place it lies in. Two implementations: [`crate::local::Local`]
+//! (std::fs, no runtime) and [`crate::remote::Remote`] (any object_store). Tests wrap one to fail,
+//! delay or lose the acknowledgement of any operation.
+//!
+//! Paths are relative, `/` between parts. Only `put_new` needs to be atomic against others.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::Result;
+
+/// A flat namespace of objects.
+pub trait Backend: Send + Sync {
+    /// How people name this store.
+    fn url(&self) -> &str;
+
+    /// The directory, when objects are plain files that may be read directly.
+    fn local(&self) -> Option<&Path> {
+        None
+    }
+
+    /// The whole object, or `None` when there is none.
+    fn get(&self, path: &str) -> Result<Option<Vec<u8>>>;
+
+    /// Creates the object unless one is there: false when one was. Never leaves a part of it.
+    /// `durable`: returns only when it would survive a power loss.
+    fn put_new(&self, path: &str, bytes: &[u8], durable: bool) -> Result<bool>;
+
+    /// Creates or replaces the object, never leaving a part of it.
+    fn put(&self, path: &str, bytes: &[u8]) -> Result<()>;
+
+    /// Creates or replaces the object with the content of `source`. A local store renames `source`,
+    /// which must lie in [`Backend::local`]; a remote one sends it and leaves it.
+    fn put_from(&self, path: &str, source: &Path) -> Result<()>;
+
+    /// Writes the object's bytes to `to`, which is created: false when there is no object.
+    fn fetch(&self, path: &str, to: &Path) -> Result<bool>;
+
+    /// Bytes of the object, or `None` when there is none.
+    fn size(&self, path: &str) -> Result<Option<u64>>;
+
+    /// Calls `each(path, size)` for all objects below `prefix`, in no particular order.
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64) -> Result<()>) -> Result<()>;
+
+    /// The names directly below `prefix`, files and folders alike, in no particular order.
+    fn children(&self, prefix: &str) -> Result<Vec<String>>;
+
+    /// Removes the object: false when there was none.
+    fn delete(&self, path: &str) -> Result<bool>;
+
+    /// Where an object's file lies, in a local store.
+    fn file(&self, path: &str) -> Option<PathBuf> {
+        self.local().map(|root| root.join(path))
+    }
+}

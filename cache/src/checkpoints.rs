@@ -1,0 +1,266 @@
+//! Committed steps of attempts.
+//!
+//! | stored | where | why |
+//! |---|---|---|
+//! | record | `checkpoints/<key>/<n>/<step>` | written last, created once: a step without one was never committed |
+//! | files | blobs and a manifest | what the trainer reads back |
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::blobs::{Ingest, path_of};
+use crate::error::{Error, Result};
+use crate::protocol::number;
+use crate::record::{Checkpoint, Ending, Envelope};
+use crate::store::Store;
+use crate::{Digest, Key};
+
+pub(crate) fn checkpoint_path(key: &Key, attempt: u32, step: u64) -> String {
+    format!("checkpoints/{key}/{attempt}/{step}")
+}
+
+impl Store {
+    /// Commits `dir` as the checkpoint after `step` steps: blobs, manifest, then the record.
+    /// Refused with [`Error::Sealed`] when the attempt has ended. A step that is committed already
+    /// and intact stays as it is.
+    pub fn commit_checkpoint(
+        &self,
+        key: &Key,
+        attempt: u32,
+        step: u64,
+        dir: &Path,
+        how: Ingest,
+        meta: Value,
+    ) -> Result<Checkpoint> {
+        self.refuse_ended(key, attempt)?;
+        let _keep = self.keep_blobs()?;
+        let (manifest, _) = self.put_tree(dir, how)?;
+        self.commit_checkpoint_manifest(key, attempt, step, manifest, meta)
+    }
+
+    /// Commits a checkpoint whose blobs and manifest are in the store already.
+    pub fn commit_checkpoint_manifest(
+        &self,
+        key: &Key,
+        attempt: u32,
+        step: u64,
+        manifest: Digest,
+        meta: Value,
+    ) -> Result<Checkpoint> {
+        self.refuse_ended(key, attempt)?;
+        let checkpoint = Checkpoint {
+            key: *key,
+            attempt,
+            step,
+            manifest,
+            meta,
+        };
+        let bytes = Envelope::Checkpoint(checkpoint.clone()).encode();
+        let path = checkpoint_path(key, attempt, step);
+        for _ in 0..2 {
+            let found = self.create(&path, &bytes, true, |found| found == bytes)?;
+            let Some(found) = found else {
+                return Ok(checkpoint);
+            };
+            if let Ok(there) = read_checkpoint(key, attempt, step, &found) {
+                if self.artifact_intact(&there.manifest)?.is_yes() {
+                    return Ok(there);
+                }
+            }
+            // what is there can serve nobody
+            self.backend.delete(&path)?;
+        }
+        Err(self.corrupt(&path, "it comes back each time it is replaced"))
+    }
+
+    fn refuse_ended(&self, key: &Key, attempt: u32) -> Result<()> {
+        let why = match self.ending(key, attempt)? {
+            None => return Ok(()),
+            Some(Ending::Seal { why, .. }) => why,
+            Some(Ending::Result(_)) => "it has a result".into(),
+        };
+        Err(Error::Sealed {
+            key: *key,
+            attempt,
+            why,
+        })
+    }
+
+    /// A checkpoint's record. Refuses one of another key, attempt or step.
+    pub fn checkpoint(&self, key: &Key, attempt: u32, step: u64) -> Result<Option<Checkpoint>> {
+        let path = checkpoint_path(key, attempt, step);
+        let Some(bytes) = self.backend.get(&path)? else {
+            return Ok(None);
+        };
+        let read = read_checkpoint(key, attempt, step, &bytes);
+        read.map(Some).map_err(|why| self.corrupt(&path, why))
+    }
+
+    /// The furthest checkpoint of any attempt that verifies, blobs included.
+    pub fn newest_checkpoint(&self, key: &Key) -> Result<Option<Checkpoint>> {
+        self.newest_checkpoint_from(key, 0)
+    }
+
+    /// The same, of attempts from `from` on: a forced attempt does not resume from before it.
+    pub fn newest_checkpoint_from(&self, key: &Key, from: u32) -> Result<Option<Checkpoint>> {
+        for (step, attempt) in self.checkpoint_steps(key)?.into_iter().rev() {
+            if attempt < from {
+                continue;
+            }
+            if let Some(found) = self.sound_checkpoint(key, attempt, step)? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    fn sound_checkpoint(&self, key: &Key, attempt: u32, step: u64) -> Result<Option<Checkpoint>> {
+        match self.checkpoint(key, attempt, step) {
+            Ok(Some(found)) if self.artifact_intact(&found.manifest)?.is_yes() => Ok(Some(found)),
+            Ok(_) | Err(Error::Corrupt { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// (step, attempt) of all records, ascending.
+    pub(crate) fn checkpoint_steps(&self, key: &Key) -> Result<Vec<(u64, u32)>> {
+        let mut found = Vec::new();
+        for attempt in self.attempts(&format!("checkpoints/{key}"))? {
+            for name in self
+                .backend
+                .children(&format!("checkpoints/{key}/{attempt}"))?
+            {
+                found.extend(number::<u64>(&name).map(|step| (step, attempt)));
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// Removes all checkpoints of `key` but the `keep` furthest that verify, and, from a local
+    /// store, the blobs that nothing else refers to. The number of records removed.
+    pub fn prune_checkpoints(&self, key: &Key, keep: usize) -> Result<usize> {
+        let mut kept = 0;
+        let mut removed = 0;
+        let mut artifacts = Vec::new();
+        for (step, attempt) in self.checkpoint_steps(key)?.into_iter().rev() {
+            if kept < keep && self.sound_checkpoint(key, attempt, step)?.is_some() {
+                kept += 1;
+                continue;
+            }
+            if let Ok(Some(old)) = self.checkpoint(key, attempt, step) {
+                artifacts.push(old.manifest);
+            }
+            removed += usize::from(self.backend.delete(&checkpoint_path(key, attempt, step))?);
+        }
+        if self.local.is_some() && !artifacts.is_empty() {
+            self.reclaim(&artifacts)?;
+        }
+        Ok(removed)
+    }
+
+    /// Holds off the removal of blobs that no record refers to yet. Hold it from the first put of
+    /// an output to the publishing of its result. Local stores only; others remove no blobs.
+    pub fn keep_blobs(&self) -> Result<Keep> {
+        let file = self.reference_lock()?;
+        if let Some(file) = &file {
+            file.lock_shared()
+                .map_err(Error::io("lock", Path::new("local/references")))?;
+        }
+        Ok(Keep { _file: file })
+    }
+
+    fn reference_lock(&self) -> Result<Option<std::fs::File>> {
+        let Some(path) = self.backend.file("local/references") else {
+            return Ok(None);
+        };
+        let open = || {
+            std::fs::OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(&path)
+        };
+        crate::local::with_parent(&path, open)
+            .map(Some)
+            .map_err(Error::io("open", &path))
+    }
+
+    /// Removes the blobs of `artifacts` that no record refers to; later, when anybody is putting.
+    fn reclaim(&self, artifacts: &[Digest]) -> Result<()> {
+        let Some(lock) = self.reference_lock()? else {
+            return Ok(());
+        };
+        if lock.try_lock().is_err() {
+            return Ok(());
+        }
+        let mut unused: HashSet<Digest> = artifacts.iter().copied().collect();
+        for artifact in artifacts {
+            if let Ok(manifest) = self.manifest(artifact) {
+                unused.extend(manifest.files.iter().map(|f| f.blob));
+            }
+        }
+        let mut referred = HashSet::new();
+        self.referred_artifacts(&mut |artifact| {
+            referred.insert(artifact);
+        })?;
+        for artifact in referred {
+            unused.remove(&artifact);
+            if let Ok(manifest) = self.manifest(&artifact) {
+                for file in &manifest.files {
+                    unused.remove(&file.blob);
+                }
+            }
+        }
+        for blob in unused {
+            self.backend.delete(&path_of(&blob))?;
+        }
+        Ok(())
+    }
+
+    /// Calls `each` with every artifact that a result, checkpoint or pin refers to.
+    pub(crate) fn referred_artifacts(&self, each: &mut dyn FnMut(Digest)) -> Result<()> {
+        self.backend.list("results", &mut |path, _| {
+            if let Some(bytes) = self.backend.get(path)? {
+                if let Ok(Envelope::Result { record, .. }) = Envelope::decode(&bytes) {
+                    record.outputs.values().for_each(|artifact| each(*artifact));
+                }
+            }
+            Ok(())
+        })?;
+        self.backend.list("checkpoints", &mut |path, _| {
+            if let Some(bytes) = self.backend.get(path)? {
+                if let Ok(Envelope::Checkpoint(found)) = Envelope::decode(&bytes) {
+                    each(found.manifest);
+                }
+            }
+            Ok(())
+        })?;
+        self.pins()?
+            .into_iter()
+            .for_each(|(_, artifact)| each(artifact));
+        Ok(())
+    }
+}
+
+/// See [`Store::keep_blobs`].
+pub struct Keep {
+    _file: Option<std::fs::File>,
+}
+
+/// Reads a checkpoint's record; says why it does not verify here.
+pub(crate) fn read_checkpoint(
+    key: &Key,
+    attempt: u32,
+    step: u64,
+    bytes: &[u8],
+) -> Result<Checkpoint, String> {
+    match Envelope::decode(bytes)? {
+        Envelope::Checkpoint(c) if c.key != *key => {
+            Err(format!("it is a checkpoint of another key, {}", c.key))
+        }
+        Envelope::Checkpoint(c) if c.attempt == attempt && c.step == step => Ok(c),
+        _ => Err("it belongs to another place".into()),
+    }
+}
