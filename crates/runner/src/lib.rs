@@ -1,1 +1,44 @@
-//! runner
+//! Runs a plan: keys, store look-up, attempts, worker, artifact.
+//!
+//! ```text
+//! Plan --resolve--> Reuse | Run(why) | Undecided   (resolve.rs; starts nothing, fetches nothing)
+//!      --run------> states and slots (run.rs) --> one thread per stage that runs (attempt.rs)
+//!                   claim -> materialise -> gang (launch/) -> ingest -> publish
+//! ```
+//!
+//! Every process of a gang is a child of the guard (guard/), which outlives the runner just long enough to
+//! kill them when it dies. What happens goes out as [`Report`]s; the run record is one subscriber (record.rs).
+
+pub mod guard;
+
+mod attempt;
+mod cancel;
+mod clock;
+mod error;
+mod gang;
+mod history;
+mod job;
+mod launch;
+mod machine;
+mod options;
+mod outcome;
+mod record;
+mod report;
+mod resolve;
+mod run;
+mod scratch;
+mod session;
+mod slots;
+mod source;
+mod states;
+mod trainer;
+
+pub use cancel::{Cancel, Stop};
+pub use error::{AttemptError, Class, Error};
+pub use history::Past;
+pub use options::{Device, Force, Options, Resume};
+pub use outcome::{Outcome, StageOutcome, Status};
+pub use report::{Report, Reporter, Silent, VERSION as REPORT_VERSION};
+pub use resolve::{Resolved, State, Why, resolve};
+pub use run::run;
+pub use session::Found;

@@ -1,0 +1,485 @@
+//! One stage on its way to a result: claim, compute, publish; again where a retry may help.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use cache::{Claim, Claimed, Cost, Key, Liveness, Published, Reason, ResultRecord, Store};
+use serde_json::{Map, Value, json};
+use spec::{Event, ResumeSpec};
+
+use crate::cancel::{Cancel, Stop};
+use crate::error::{AttemptError, Class, Error};
+use crate::gang::{self, Ending, Limits};
+use crate::guard::Guard;
+use crate::job::{self, Inputs, Layout};
+use crate::launch::{LAUNCHERS, rank_log};
+use crate::machine;
+use crate::options::Resume;
+use crate::report::Report;
+use crate::scratch::Scratch;
+use crate::session::Keyed;
+
+/// Lines of the log that a failure shows.
+const TAIL: usize = 20;
+/// How often another runner's attempt is looked at.
+const WAIT: Duration = Duration::from_millis(100);
+
+/// What all attempts of a run share.
+pub struct Shared {
+    pub store: Store,
+    pub run: String,
+    pub recipe: String,
+    /// The run record's directory on this machine.
+    pub run_dir: PathBuf,
+    pub cancel: Cancel,
+    pub grace: Duration,
+    pub resume: Resume,
+    pub offline: bool,
+    pub worker: Option<PathBuf>,
+    /// Program and arguments that become the guard.
+    pub guard: (PathBuf, Vec<String>),
+    /// Started with the first attempt; ends with the run.
+    pub guarding: Mutex<Option<Arc<Guard>>>,
+    pub scratch: Mutex<Option<Arc<Scratch>>>,
+}
+
+impl Shared {
+    fn guard(&self) -> Result<Arc<Guard>, Error> {
+        let mut slot = self.guarding.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(guard) = &*slot {
+            return Ok(guard.clone());
+        }
+        let guard = Arc::new(Guard::start(&self.guard.0, &self.guard.1, &self.run_dir.join("guard.log"))?);
+        Ok(slot.insert(guard).clone())
+    }
+
+    fn scratch(&self) -> Result<Arc<Scratch>, Error> {
+        let mut slot = self.scratch.lock().unwrap_or_else(|e| e.into_inner());
+        if let Some(scratch) = &*slot {
+            return Ok(scratch.clone());
+        }
+        Ok(slot.insert(Arc::new(Scratch::open(&self.store, &self.run)?)).clone())
+    }
+}
+
+/// Why the stage is computed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Start {
+    First,
+    Forced,
+    /// The artifacts of this attempt's result cannot be served.
+    Repair(u32),
+}
+
+/// A stage to compute.
+pub struct Job {
+    pub index: usize,
+    pub stage: spec::Stage,
+    pub keyed: Keyed,
+    pub start: Start,
+    pub inputs: Inputs,
+    pub device: &'static str,
+    pub gpus: Vec<String>,
+}
+
+/// What an attempt thread tells the main loop.
+pub enum Note {
+    Report(Report),
+    Ended { index: usize, attempt: Option<u32>, seconds: f64, end: End },
+}
+
+/// How a stage ended.
+pub enum End {
+    Ran(Box<ResultRecord>),
+    /// Another runner published it first.
+    Adopted(Box<ResultRecord>),
+    Failed(AttemptError),
+    Stopped { checkpoint: bool },
+}
+
+/// Brings a stage to its end and tells the main loop. Runs on a thread of its own.
+pub fn run(job: Job, shared: &Shared, tell: &Sender<Note>) {
+    let start = Instant::now();
+    let mut attempt = None;
+    let end = Runner { job: &job, shared, tell, start, attempt: &mut attempt, forced_from: None }.run();
+    let end = end.unwrap_or_else(End::Failed);
+    let _ = tell.send(Note::Ended { index: job.index, attempt, seconds: start.elapsed().as_secs_f64(), end });
+}
+
+struct Runner<'a> {
+    job: &'a Job,
+    shared: &'a Shared,
+    tell: &'a Sender<Note>,
+    start: Instant,
+    /// The last attempt that was claimed.
+    attempt: &'a mut Option<u32>,
+    /// A forced stage takes no checkpoint from before it was forced.
+    forced_from: Option<u32>,
+}
+
+/// What one attempt came to.
+enum Tried {
+    Result(Box<ResultRecord>),
+    Failed(AttemptError),
+    Stopped { checkpoint: bool },
+    Fenced,
+}
+
+impl Runner<'_> {
+    fn run(&mut self) -> Result<End, AttemptError> {
+        let retry = &self.job.stage.placement.retry;
+        let mut retries = 0;
+        loop {
+            let claim = match self.acquire()? {
+                Acquired::Claim(claim) => claim,
+                Acquired::Done { attempt, record } => {
+                    *self.attempt = Some(attempt);
+                    return Ok(End::Adopted(record));
+                }
+                Acquired::Stopped => return Ok(End::Stopped { checkpoint: true }),
+            };
+            *self.attempt = Some(claim.attempt);
+            let attempt = claim.attempt;
+            let log = self.log(attempt)?;
+            self.report(Report::AttemptStarted {
+                stage: self.name(),
+                attempt,
+                key: claim.key.hex(),
+                reason: claim.reason.as_str().into(),
+                log: log.display().to_string(),
+            });
+            let tried = self.attempt(&claim, &log).unwrap_or_else(|e| Tried::Failed(e.into()));
+            match tried {
+                Tried::Result(record) => match self.shared.store.publish(&claim, &record)? {
+                    Published::Published => return Ok(End::Ran(record)),
+                    Published::Other { record } => return Ok(End::Adopted(record)),
+                    Published::Sealed { why } => self.warn(format!("attempt {attempt} was taken over ({why})")),
+                },
+                Tried::Fenced => self.warn(format!("attempt {attempt} was taken over by another runner")),
+                Tried::Stopped { checkpoint } => {
+                    self.shared.store.abandon(claim, "stopped on request")?;
+                    return Ok(End::Stopped { checkpoint });
+                }
+                Tried::Failed(error) => {
+                    self.shared.store.abandon(claim, &error.message)?;
+                    let may = error.class.retried_as().is_some_and(|c| retry.on.contains(&c));
+                    let again = may && retries < retry.max && self.shared.cancel.level() == Stop::No;
+                    self.report(Report::AttemptFailed {
+                        stage: self.name(),
+                        attempt,
+                        tail: tail(&log),
+                        log: log.display().to_string(),
+                        retry: again,
+                        error: error.clone(),
+                    });
+                    if !again {
+                        return Ok(End::Failed(error));
+                    }
+                    retries += 1;
+                    self.pause(Duration::from_millis(500 << retries.min(6)));
+                }
+            }
+        }
+    }
+
+    /// Gets the right to compute the key, or somebody else's result for it.
+    fn acquire(&mut self) -> Result<Acquired, AttemptError> {
+        let (store, key) = (&self.shared.store, &self.job.keyed.key);
+        let owner = machine::owner(&self.shared.run);
+        let mut told = false;
+        let mut claimed = self.claim(store, key, &owner)?;
+        loop {
+            if self.shared.cancel.level() != Stop::No {
+                if let Claimed::Claimed(claim) = claimed {
+                    store.abandon(claim, "stopped on request")?;
+                }
+                return Ok(Acquired::Stopped);
+            }
+            match claimed {
+                Claimed::Claimed(claim) => return Ok(Acquired::Claim(claim)),
+                Claimed::Done { attempt, record } => return Ok(Acquired::Done { attempt, record }),
+                Claimed::Busy { attempt, owner: other } => {
+                    let mut watch = store.watch(key, attempt, &other);
+                    claimed = loop {
+                        match watch.poll()? {
+                            Liveness::Ended => break self.claim(store, key, &owner)?,
+                            Liveness::Dead { why } => {
+                                let text = format!("attempt {attempt} of {} is dead ({why}): taking over", other.owner);
+                                self.warn(text);
+                                break store.takeover(key, attempt, &why, &owner)?;
+                            }
+                            Liveness::Alive => {}
+                        }
+                        if !std::mem::replace(&mut told, true) {
+                            self.report(Report::StageWaiting { stage: self.name(), owner: other.owner.clone() });
+                        }
+                        if self.shared.cancel.level() != Stop::No {
+                            return Ok(Acquired::Stopped);
+                        }
+                        std::thread::sleep(WAIT);
+                    };
+                }
+            }
+        }
+    }
+
+    fn claim(&self, store: &Store, key: &Key, owner: &str) -> Result<Claimed, cache::Error> {
+        match self.job.start {
+            Start::First => store.claim(key, Reason::First, owner),
+            Start::Forced => store.claim(key, Reason::Forced, owner),
+            Start::Repair(broken) => store.repair(key, broken, owner),
+        }
+    }
+
+    /// Computes the stage once under a claim.
+    fn attempt(&mut self, claim: &Claim, log: &Path) -> Result<Tried, Error> {
+        let (job, shared) = (self.job, self.shared);
+        let (stage, store) = (&job.stage, &shared.store);
+        let heart = store.heart(claim);
+        let guard = shared.guard()?;
+        let begun = Instant::now();
+        let scratch = shared.scratch()?.attempt(&stage.name, claim.attempt)?;
+        let layout = Layout { root: &scratch.path };
+        let paths = job::provide(&job.inputs, &layout, store, shared.offline)?;
+        let mut numerics = Vec::new();
+        let gang_name = format!("{}-{}-{}", shared.run, stage.name, claim.attempt);
+        let spec = if stage.kind.trainer {
+            let program = shared.worker.as_deref().unwrap_or(Path::new("recipe-worker"));
+            let mut resources = stage.placement.resources.clone();
+            if resources.threads == 0 {
+                resources.threads = machine::threads_per_rank(resources.ranks as usize) as u32;
+            }
+            let resume = self.resume(claim, &layout, &mut numerics)?;
+            let worker = job::Worker {
+                program,
+                stage,
+                key: claim.key.hex(),
+                attempt: claim.attempt,
+                resources,
+                device: job.device,
+                gpus: &job.gpus,
+                resume,
+                store,
+                recipe: &shared.recipe,
+                run: &shared.run,
+            };
+            job::worker_gang(worker, &job.inputs, paths, &layout, gang_name, log.to_owned())?
+        } else {
+            job::command_gang(stage, &paths, &layout, gang_name, log.to_owned())?
+        };
+        let limits = Limits {
+            cancel: shared.cancel.clone(),
+            deadline: stage.placement.timeout.map(|t| Instant::now() + t),
+            grace: shared.grace,
+            fenced: heart.flag(),
+            checkpoints: stage.kind.checkpoints,
+            events: spec.events,
+        };
+        let ranks = spec.ranks;
+        let (name, launcher) = LAUNCHERS[0];
+        let mut gang = launcher(guard).launch(spec)?;
+        let mut events = Events::new(self, claim.attempt, numerics, name);
+        let end = gang::drive(gang.as_mut(), ranks, &limits, &mut |rank, event| events.take(rank, event));
+        let Events { numerics, metrics, .. } = events;
+        if end.swept > 0 {
+            self.warn(format!("{} process(es) that outlived the stage were killed", end.swept));
+        }
+        match end.ending {
+            Ending::Done => {}
+            Ending::Fenced => return Ok(Tried::Fenced),
+            Ending::Failed(error) => return Ok(Tried::Failed(error)),
+            Ending::Stopped { checkpoint } => return Ok(Tried::Stopped { checkpoint }),
+        }
+        for (name, source) in job.inputs.values().flatten().filter_map(|i| i.source.as_ref()) {
+            source.still(name, store)?;
+        }
+        let outputs = match job::ingest(stage, &layout, store) {
+            Ok(outputs) => outputs,
+            Err(error) => return Ok(Tried::Failed(error)),
+        };
+        let seconds = begun.elapsed().as_secs_f64();
+        let provenance = json!({
+            "recipe": shared.recipe,
+            "stage": stage.name,
+            "run": shared.run,
+            "log": log.file_name().map(|n| n.to_string_lossy()),
+            "cpu_seconds": end.cpu_seconds,
+            "max_rss": end.max_rss,
+            "finished": crate::clock::now(),
+        });
+        Ok(Tried::Result(Box::new(ResultRecord {
+            preimage: job.keyed.text.clone(),
+            outputs,
+            metrics,
+            cost: Cost { seconds: self.start.elapsed().as_secs_f64(), gpu_seconds: seconds * job.gpus.len() as f64 },
+            numerics: Value::Array(numerics),
+            provenance: into_map(provenance),
+        })))
+    }
+
+    /// The checkpoint to continue from, on local disk. Numerics of the steps before it come along.
+    fn resume(&mut self, claim: &Claim, layout: &Layout, numerics: &mut Vec<Value>) -> Result<Option<ResumeSpec>, Error> {
+        let store = &self.shared.store;
+        if !self.job.stage.kind.checkpoints || self.shared.resume == Resume::Never {
+            return Ok(None);
+        }
+        let found = if self.job.start == Start::Forced {
+            let from = *self.forced_from.get_or_insert(claim.attempt);
+            store.newest_checkpoint_from(&claim.key, from)?
+        } else {
+            store.newest_checkpoint(&claim.key)?
+        };
+        let Some(checkpoint) = found else { return Ok(None) };
+        let path = layout.root.join("resume");
+        store.materialize(&checkpoint.manifest, &path, cache::Link::Reflink)?;
+        if let Some(Value::Array(before)) = checkpoint.meta.get("numerics") {
+            numerics.extend(before.iter().cloned());
+        }
+        Ok(Some(ResumeSpec { step: checkpoint.step, path }))
+    }
+
+    fn log(&self, attempt: u32) -> Result<PathBuf, Error> {
+        let dir = self.shared.run_dir.join("logs");
+        std::fs::create_dir_all(&dir).map_err(|source| Error::Io { what: "cannot create", path: dir.clone(), source })?;
+        Ok(dir.join(format!("{}-{attempt}.log", self.job.stage.name)))
+    }
+
+    fn name(&self) -> String {
+        self.job.stage.name.clone()
+    }
+
+    fn report(&self, report: Report) {
+        // The main loop outlives its attempts; should it not, nobody is left to tell.
+        let _ = self.tell.send(Note::Report(report));
+    }
+
+    fn warn(&self, text: String) {
+        self.report(Report::Message { stage: Some(self.name()), level: "warning".into(), text });
+    }
+
+    fn pause(&self, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until && self.shared.cancel.level() == Stop::No {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+enum Acquired {
+    Claim(Claim),
+    Done { attempt: u32, record: Box<ResultRecord> },
+    Stopped,
+}
+
+/// Turns a gang's events into reports and gathers what the result keeps.
+struct Events<'a> {
+    runner: &'a Runner<'a>,
+    attempt: u32,
+    launcher: &'static str,
+    /// Per range of steps: `{"from": step, ...}`.
+    numerics: Vec<Value>,
+    metrics: Map<String, Value>,
+    from: u64,
+    pace: Option<(u64, Instant)>,
+}
+
+impl<'a> Events<'a> {
+    fn new(runner: &'a Runner<'a>, attempt: u32, numerics: Vec<Value>, launcher: &'static str) -> Events<'a> {
+        Events { runner, attempt, launcher, numerics, metrics: Map::new(), from: 0, pace: None }
+    }
+
+    fn take(&mut self, rank: usize, event: Event) {
+        let (stage, attempt) = (self.runner.name(), self.attempt);
+        let report = match event {
+            Event::Started { numerics, .. } => {
+                let resources = &self.runner.job.stage.placement.resources;
+                let mut all = Map::new();
+                all.insert("from".into(), self.from.into());
+                all.insert("ranks".into(), resources.ranks.into());
+                all.insert("launcher".into(), self.launcher.into());
+                all.extend(numerics);
+                let all = Value::Object(all);
+                self.numerics.push(all.clone());
+                Report::Numerics { stage, attempt, numerics: all }
+            }
+            Event::Resumed { step } => {
+                self.from = step;
+                if let Some(Value::Object(last)) = self.numerics.last_mut() {
+                    last.insert("from".into(), step.into());
+                }
+                Report::Resumed { stage, attempt, step }
+            }
+            Event::Progress { step, total } => {
+                let (first, since) = *self.pace.get_or_insert((step, Instant::now()));
+                let done = step.saturating_sub(first);
+                let eta_seconds = (total > 0 && done > 0)
+                    .then(|| since.elapsed().as_secs_f64() / done as f64 * total.saturating_sub(step) as f64);
+                Report::Progress { stage, attempt, step, total: (total > 0).then_some(total), eta_seconds }
+            }
+            Event::Metrics { step, metrics } => Report::Metrics { stage, attempt, step, metrics },
+            Event::Checkpoint { step } => Report::Checkpoint { stage, attempt, step },
+            Event::Message { level, text } => {
+                let level = match level {
+                    spec::job::Level::Info => "info",
+                    spec::job::Level::Warning => "warning",
+                };
+                Report::Message { stage: Some(stage), level: level.into(), text }
+            }
+            Event::Finished { metrics } => {
+                if rank == 0 {
+                    self.metrics = metrics.into_iter().map(|(k, v)| (k, v.into())).collect();
+                }
+                return;
+            }
+            // Both are told when the gang has ended.
+            Event::Failed { .. } | Event::Stopped { .. } => return,
+        };
+        self.runner.report(report);
+    }
+}
+
+/// Summary metrics as numbers; what is no number is left out.
+pub fn numbers(metrics: &Map<String, Value>) -> BTreeMap<String, f64> {
+    metrics.iter().filter_map(|(k, v)| Some((k.clone(), v.as_f64()?))).collect()
+}
+
+fn into_map(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
+}
+
+/// The last lines of a log, of the ranks beside it too when rank 0 said nothing.
+fn tail(log: &Path) -> Vec<String> {
+    for rank in 0..64 {
+        let path = rank_log(log, rank);
+        let Ok(text) = read_end(&path) else { break };
+        let lines: Vec<&str> = text.lines().collect();
+        if !lines.is_empty() {
+            return lines[lines.len().saturating_sub(TAIL)..].iter().map(|l| (*l).to_owned()).collect();
+        }
+    }
+    Vec::new()
+}
+
+fn read_end(path: &Path) -> std::io::Result<String> {
+    use std::io::{Read, Seek, SeekFrom};
+    let mut file = std::fs::File::open(path)?;
+    let len = file.metadata()?.len();
+    file.seek(SeekFrom::Start(len.saturating_sub(16 << 10)))?;
+    let mut bytes = Vec::new();
+    file.take(16 << 10).read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// The failure that an assertion is.
+pub fn assertion_failure(text: String) -> AttemptError {
+    AttemptError {
+        help: Some("the artifact is kept: look at it with `recipe get`, then change the recipe or the bound".into()),
+        ..AttemptError::new(Class::Assertion, text)
+    }
+}

@@ -1,0 +1,101 @@
+//! What a run came to.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::error::{AttemptError, Class};
+
+/// The last state of a stage in a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// The store had the result.
+    Reused,
+    /// Computed in this run.
+    Ran,
+    /// Another runner computed it while this one waited.
+    Adopted,
+    /// Its result is kept, but an assertion does not hold.
+    AssertionFailed,
+    Failed,
+    /// Something above it failed, or the selection leaves it out.
+    Skipped,
+    /// Stopped with a checkpoint.
+    Stopped,
+    /// Killed by a signal without a checkpoint.
+    Killed,
+    /// Never started because the run ended first.
+    NotRun,
+}
+
+impl Status {
+    /// True when the stage has outputs that others may use.
+    pub fn has_result(self) -> bool {
+        matches!(self, Status::Reused | Status::Ran | Status::Adopted)
+    }
+}
+
+/// One stage's result.
+#[derive(Debug, Clone, Serialize)]
+pub struct StageOutcome {
+    pub stage: String,
+    pub kind: String,
+    pub status: Status,
+    /// Hex key, when its inputs were known.
+    pub key: Option<String>,
+    pub attempt: Option<u32>,
+    /// Output name to artifact digest (hex).
+    pub outputs: BTreeMap<String, String>,
+    /// Summary metrics of the result.
+    pub metrics: BTreeMap<String, f64>,
+    /// Why it ran, or why it did not.
+    pub why: Option<String>,
+    pub error: Option<AttemptError>,
+    /// Wall seconds in this run.
+    pub seconds: f64,
+    /// Wall seconds that computing the result took, in whichever run that was.
+    pub cost_seconds: Option<f64>,
+}
+
+/// The whole run's result.
+#[derive(Debug, Clone, Serialize)]
+pub struct Outcome {
+    pub run: String,
+    pub recipe: String,
+    /// In plan order.
+    pub stages: Vec<StageOutcome>,
+    pub exit_code: u8,
+    pub seconds: f64,
+}
+
+impl Outcome {
+    /// The exit code by DESIGN section 5: a stop on request first, else the gravest failure.
+    pub(crate) fn exit_code(stages: &[StageOutcome], stop_code: Option<u8>) -> u8 {
+        if let Some(signal_code) = stop_code {
+            let lost = stages.iter().any(|s| s.status == Status::Killed);
+            return if lost { signal_code } else { Class::Preempt.exit_code() };
+        }
+        // Integrity outranks all: nothing else can be trusted. Infra comes last: a retry may do.
+        let order = [
+            Class::Integrity,
+            Class::Lock,
+            Class::Config,
+            Class::Failed,
+            Class::Timeout,
+            Class::Assertion,
+            Class::Preempt,
+            Class::Infra,
+        ];
+        let classes: Vec<Class> = stages
+            .iter()
+            .filter_map(|s| match s.status {
+                Status::AssertionFailed => Some(Class::Assertion),
+                Status::Failed => Some(s.error.as_ref().map_or(Class::Failed, |e| e.class)),
+                Status::Stopped => Some(Class::Preempt),
+                _ => None,
+            })
+            .collect();
+        order.into_iter().find(|c| classes.contains(c)).map_or(0, Class::exit_code)
+    }
+}

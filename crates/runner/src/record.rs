@@ -1,0 +1,231 @@
+//! The run record, one subscriber of the run's events.
+//!
+//! | below `runs/<id>/` | what |
+//! |---|---|
+//! | `record.json` | what ran, how it was asked for, each stage's outcome; replaced as stages end, so a crash leaves the last state |
+//! | `events.jsonl` | every [`Report`] with its time, appended as it happens |
+//! | `metrics.jsonl` | `{"stage", "attempt", "step", "metrics"}` per step |
+//! | `logs/<stage>-<attempt>.log` | what the attempt's processes printed, rank 0; other ranks beside it |
+//! | `guard.log` | what the guard had to kill, if anything |
+//!
+//! In a local store these files are written in place. For a remote store they are written to a directory of this
+//! machine and sent now and then, and at the end.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use cache::Store;
+use serde::Serialize;
+use spec::Plan;
+
+use crate::clock;
+use crate::error::Error;
+use crate::options::Options;
+use crate::outcome::StageOutcome;
+use crate::report::{Report, Reporter};
+use crate::source::write_atomic;
+
+const VERSION: u32 = 1;
+/// At most this often `record.json` is replaced, and files are sent to a remote store.
+const EVERY: Duration = Duration::from_secs(2);
+const SEND_EVERY: Duration = Duration::from_secs(30);
+
+#[derive(Serialize)]
+struct Record<'a> {
+    version: u32,
+    id: &'a str,
+    recipe: &'a str,
+    file: String,
+    command: &'a [String],
+    store: &'a str,
+    owner: String,
+    started: &'a str,
+    /// `running` until the run ends; a record that stays so belongs to a run that was killed.
+    state: &'a str,
+    finished: Option<String>,
+    exit_code: Option<u8>,
+    seconds: f64,
+    stages: &'a [StageOutcome],
+}
+
+pub struct Recorder<'a> {
+    pub id: String,
+    plan: &'a Plan,
+    options: &'a Options,
+    store: Store,
+    dir: PathBuf,
+    /// Holds `dir` when the store is remote.
+    remote: Option<tempfile::TempDir>,
+    events: BufWriter<File>,
+    metrics: Option<BufWriter<File>>,
+    started: String,
+    clock: Instant,
+    written: Option<Instant>,
+    sent: Instant,
+    /// The first failure to write, told once at the end.
+    failure: Option<Error>,
+}
+
+impl<'a> Recorder<'a> {
+    pub fn start(plan: &'a Plan, options: &'a Options, store: &Store) -> Result<Recorder<'a>, Error> {
+        let id = clock::run_id();
+        let (dir, remote) = match store.run_path(&id, "events.jsonl")? {
+            Some(path) => (path.parent().map(Path::to_owned).unwrap_or_default(), None),
+            None => {
+                let dir = tempfile::tempdir()
+                    .map_err(|source| Error::System { what: "cannot make a temporary directory", source })?;
+                (dir.path().to_owned(), Some(dir))
+            }
+        };
+        let events = append(&dir.join("events.jsonl"))?;
+        Ok(Recorder {
+            id,
+            plan,
+            options,
+            store: store.clone(),
+            dir,
+            remote,
+            events,
+            metrics: None,
+            started: clock::now(),
+            clock: Instant::now(),
+            written: None,
+            sent: Instant::now(),
+            failure: None,
+        })
+    }
+
+    /// The run's directory on this machine.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn seconds(&self) -> f64 {
+        self.clock.elapsed().as_secs_f64()
+    }
+
+    /// Replaces `record.json` if it is time to.
+    pub fn update(&mut self, stages: &[StageOutcome]) {
+        if self.written.is_none_or(|at| at.elapsed() > EVERY) {
+            self.write(stages, None);
+        }
+        if self.remote.is_some() && self.sent.elapsed() > SEND_EVERY {
+            self.sent = Instant::now();
+            self.send();
+        }
+    }
+
+    /// Writes the final record. Tells what of the record could not be written.
+    pub fn finish(mut self, stages: &[StageOutcome], exit_code: u8) -> Result<(), Error> {
+        self.write(stages, Some(exit_code));
+        let flushed = self.events.flush().and_then(|()| self.metrics.as_mut().map_or(Ok(()), |m| m.flush()));
+        self.note(flushed, "events.jsonl");
+        self.send();
+        self.failure.map_or(Ok(()), Err)
+    }
+
+    fn write(&mut self, stages: &[StageOutcome], exit_code: Option<u8>) {
+        self.written = Some(Instant::now());
+        let record = Record {
+            version: VERSION,
+            id: &self.id,
+            recipe: &self.plan.recipe.name,
+            file: self.plan.recipe.file.display().to_string(),
+            command: &self.options.command_line,
+            store: self.store.url(),
+            owner: crate::machine::owner(&self.id),
+            started: &self.started,
+            state: if exit_code.is_some() { "finished" } else { "running" },
+            finished: exit_code.map(|_| clock::now()),
+            exit_code,
+            seconds: self.seconds(),
+            stages,
+        };
+        let bytes = serde_json::to_vec_pretty(&record).unwrap_or_default();
+        if let Err(e) = write_atomic(&self.dir.join("record.json"), &bytes) {
+            self.failure.get_or_insert(e);
+        }
+    }
+
+    /// Copies the record's files to a remote store.
+    fn send(&mut self) {
+        if self.remote.is_none() {
+            return;
+        }
+        let flushed = self.events.flush();
+        self.note(flushed, "events.jsonl");
+        for entry in walkdir::WalkDir::new(&self.dir).into_iter().flatten().filter(|e| e.file_type().is_file()) {
+            let Ok(name) = entry.path().strip_prefix(&self.dir) else { continue };
+            let sent = match std::fs::read(entry.path()) {
+                Ok(bytes) => self.store.put_run(&self.id, &name.to_string_lossy(), &bytes).map_err(Error::from),
+                Err(source) => Err(Error::Io { what: "cannot read", path: entry.path().to_owned(), source }),
+            };
+            if let Err(e) = sent {
+                self.failure.get_or_insert(e);
+            }
+        }
+    }
+
+    fn note(&mut self, result: std::io::Result<()>, name: &str) {
+        if let Err(source) = result {
+            let path = self.dir.join(name);
+            self.failure.get_or_insert(Error::Io { what: "cannot write", path, source });
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Timed<'a> {
+    time: String,
+    #[serde(flatten)]
+    report: &'a Report,
+}
+
+#[derive(Serialize)]
+struct Step<'a> {
+    stage: &'a str,
+    attempt: u32,
+    step: u64,
+    metrics: &'a std::collections::BTreeMap<String, f64>,
+}
+
+impl Reporter for Recorder<'_> {
+    fn report(&mut self, report: &Report) {
+        let line = serde_json::to_vec(&Timed { time: clock::now(), report }).unwrap_or_default();
+        let mut written = self.events.write_all(&line).and_then(|()| self.events.write_all(b"\n"));
+        // Reused stages come in thousands at once; everything else is rare, and wanted on disk should the run be killed.
+        let quiet = matches!(report, Report::StageFinished { status: crate::Status::Reused, .. });
+        if !quiet && written.is_ok() {
+            written = self.events.flush();
+        }
+        self.note(written, "events.jsonl");
+        if let Report::Metrics { stage, attempt, step, metrics } = report {
+            if self.metrics.is_none() {
+                match append(&self.dir.join("metrics.jsonl")) {
+                    Ok(file) => self.metrics = Some(file),
+                    Err(e) => {
+                        self.failure.get_or_insert(e);
+                    }
+                }
+            }
+            if let Some(file) = &mut self.metrics {
+                let mut line =
+                    serde_json::to_vec(&Step { stage, attempt: *attempt, step: *step, metrics }).unwrap_or_default();
+                line.push(b'\n');
+                let written = file.write_all(&line).and_then(|()| file.flush());
+                self.note(written, "metrics.jsonl");
+            }
+        }
+    }
+}
+
+fn append(path: &Path) -> Result<BufWriter<File>, Error> {
+    let file = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .map_err(|source| Error::Io { what: "cannot open", path: path.to_owned(), source })?;
+    Ok(BufWriter::new(file))
+}

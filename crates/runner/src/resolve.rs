@@ -1,0 +1,206 @@
+//! What a run would do, asked lazily: a key needs its inputs' digests, which are known where upstream is reused.
+//!
+//! A result's record is enough to go on to the stages below it. Its artifacts are looked at only where something needs
+//! them: at the ends of the DAG, and where a stage below has to run. So a deleted intermediate whose consumers all have
+//! results costs nothing, and one that is needed re-runs its producer.
+
+use std::fmt;
+
+use cache::Key;
+use serde::Serialize;
+use spec::plan::Part;
+use spec::{Difference, Plan, Preimage};
+
+use crate::error::Error;
+use crate::history::{self, Past};
+use crate::options::{Force, Options};
+use crate::session::{Found, Keyed, Outputs, Session};
+
+/// What a run does with a stage.
+#[derive(Debug, Clone)]
+pub enum State {
+    /// The store has its result.
+    Reuse(Box<Found>),
+    Run(Why),
+    /// Its key depends on outputs or sources that are not known yet (their references).
+    Undecided(Vec<String>),
+    /// The selection does not let it run, and what needs it cannot do without.
+    Missing,
+    /// Not part of the plan.
+    Out,
+}
+
+/// Why a stage runs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "why")]
+pub enum Why {
+    /// No earlier result of this stage is known.
+    New,
+    /// It differs from its last result in these fields.
+    Changed { fields: Vec<Difference> },
+    /// It had a result under this very key, which is gone or does not verify.
+    Gone,
+    Forced,
+    /// The result is there, but an artifact that is needed is not.
+    Repair { what: String },
+}
+
+impl fmt::Display for Why {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Why::New => f.write_str("no result yet"),
+            Why::Changed { fields } if fields.is_empty() => f.write_str("no result yet"),
+            Why::Changed { fields } => {
+                write!(f, "{}", fields[0])?;
+                if fields.len() > 1 {
+                    write!(f, " and {} more", fields.len() - 1)?;
+                }
+                Ok(())
+            }
+            Why::Gone => f.write_str("its result is gone"),
+            Why::Forced => f.write_str("forced"),
+            Why::Repair { what } => f.write_str(what),
+        }
+    }
+}
+
+/// A stage as resolved.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    pub stage: String,
+    pub state: State,
+    /// Known unless the state is undecided or out.
+    pub key: Option<Key>,
+    pub preimage: Option<Preimage>,
+    /// What earlier runs say of this stage.
+    pub past: Option<Past>,
+    /// Step of the checkpoint that a run would continue from.
+    pub checkpoint: Option<u64>,
+}
+
+/// Resolves every stage of a plan, in plan order. Starts nothing, fetches nothing, writes no lock.
+pub fn resolve(plan: &Plan, options: &Options) -> Result<Vec<Resolved>, Error> {
+    let session = Session::open(plan, options)?;
+    let decisions = decide_all(&session)?;
+    let past = history::of(&session.store, &plan.recipe.name, plan.order.len());
+    let mut stages = Vec::with_capacity(plan.order.len());
+    for (planned, decision) in plan.order.iter().zip(decisions) {
+        let past = past.get(&planned.stage.name).cloned();
+        let mut state = decision.state;
+        let mut checkpoint = None;
+        if let (State::Run(why), Some(keyed)) = (&mut state, &decision.keyed) {
+            if *why == Why::New {
+                *why = explain(&session, keyed, past.as_ref())?;
+            }
+            if *why != Why::Forced && planned.stage.kind.checkpoints {
+                checkpoint = session.store.newest_checkpoint(&keyed.key)?.map(|c| c.step);
+            }
+        }
+        stages.push(Resolved {
+            stage: planned.stage.name.clone(),
+            state,
+            key: decision.keyed.as_ref().map(|k| k.key),
+            preimage: decision.keyed.map(|k| k.preimage),
+            past,
+            checkpoint,
+        });
+    }
+    Ok(stages)
+}
+
+/// What is decided about a stage.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    pub state: State,
+    pub keyed: Option<Keyed>,
+}
+
+/// Decides every stage as far as upstream results allow.
+pub fn decide_all(session: &Session) -> Result<Vec<Decision>, Error> {
+    let order = &session.plan.order;
+    let mut decisions: Vec<Decision> = Vec::with_capacity(order.len());
+    let mut outputs: Vec<Option<Outputs>> = vec![None; order.len()];
+    for i in 0..order.len() {
+        let decision = decide(session, i, &outputs)?;
+        if let State::Reuse(found) = &decision.state {
+            outputs[i] = Some(found.record.outputs.clone());
+        }
+        decisions.push(decision);
+    }
+    // From below: who needs artifacts? A producer that must repair one leaves its consumers undecided, and then they
+    // may need more of their inputs; so again, until nothing changes.
+    let mut checked = vec![false; order.len()];
+    loop {
+        let mut repaired = Vec::new();
+        for i in (0..order.len()).rev() {
+            let State::Reuse(found) = &decisions[i].state else { continue };
+            let mut below = order[i].downstream.iter().filter(|d| order[**d].part != Part::Out).peekable();
+            let needed = below.peek().is_none() || below.any(|d| !matches!(decisions[*d].state, State::Reuse(_)));
+            if !needed || std::mem::replace(&mut checked[i], true) {
+                continue;
+            }
+            if let Err(what) = session.intact(&found.record)? {
+                let may_run = order[i].part == Part::Run;
+                decisions[i].state = if may_run { State::Run(Why::Repair { what }) } else { State::Missing };
+                outputs[i] = None;
+                repaired.push(i);
+            }
+        }
+        if repaired.is_empty() {
+            return Ok(decisions);
+        }
+        let first = repaired.into_iter().min().unwrap_or(0);
+        for i in first + 1..order.len() {
+            if matches!(decisions[i].state, State::Reuse(_)) {
+                decisions[i] = decide(session, i, &outputs)?;
+                if !matches!(decisions[i].state, State::Reuse(_)) {
+                    outputs[i] = None;
+                }
+            }
+        }
+    }
+}
+
+/// Decides one stage from what is known of its inputs. Does not look at artifacts.
+pub fn decide(session: &Session, i: usize, outputs: &[Option<Outputs>]) -> Result<Decision, Error> {
+    let planned = &session.plan.order[i];
+    if planned.part == Part::Out {
+        return Ok(Decision { state: State::Out, keyed: None });
+    }
+    let keyed = match session.key(i, outputs)? {
+        Ok(keyed) => keyed,
+        Err(unknown) => return Ok(Decision { state: State::Undecided(unknown), keyed: None }),
+    };
+    let may_run = planned.part == Part::Run;
+    let forced = may_run
+        && match &session.options.force {
+            Force::None => false,
+            Force::All => true,
+            Force::Stages(names) => names.contains(&planned.stage.name),
+        };
+    let state = if forced {
+        State::Run(Why::Forced)
+    } else {
+        match session.find(&keyed)? {
+            Some(found) => State::Reuse(Box::new(found)),
+            None if may_run => State::Run(Why::New),
+            None => State::Missing,
+        }
+    };
+    Ok(Decision { state, keyed: Some(keyed) })
+}
+
+/// Why a stage without a result has none: what changed since its last one.
+pub fn explain(session: &Session, keyed: &Keyed, past: Option<&Past>) -> Result<Why, Error> {
+    let Some(last) = past.and_then(|p| p.key.as_ref()).and_then(|k| k.parse::<Key>().ok()) else {
+        return Ok(Why::New);
+    };
+    if last == keyed.key {
+        return Ok(Why::Gone);
+    }
+    let Some((_, record)) = session.store.current(&last)? else { return Ok(Why::New) };
+    Ok(match Preimage::parse(&record.preimage) {
+        Ok(earlier) => Why::Changed { fields: keyed.preimage.diff(&earlier) },
+        Err(_) => Why::New,
+    })
+}

@@ -1,0 +1,433 @@
+//! Runs a plan: the main loop, which starts what is ready and takes in what has ended.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use cache::ResultRecord;
+use spec::{Assertion, Plan, Reference};
+
+use crate::attempt::{self, End, Job, Note, Shared, Start, assertion_failure, numbers};
+use crate::cancel::Stop;
+use crate::error::{AttemptError, Class, Error};
+use crate::guard;
+use crate::history::{self, Past};
+use crate::job::{Input, Inputs};
+use crate::options::Options;
+use crate::outcome::{Outcome, Status};
+use crate::record::Recorder;
+use crate::report::{Report, Reporter};
+use crate::resolve::{Decision, State, Why, decide, decide_all, explain};
+use crate::session::{Found, Keyed, Session};
+use crate::slots::{Need, Slots};
+use crate::states::{Phase, States};
+
+/// How often stop requests and the record are looked at while nothing happens.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Brings every stage of a plan to a result, as far as options and failures allow.
+///
+/// An error is a failure of the runner itself; what happens to stages is in the [`Outcome`].
+pub fn run(plan: &Plan, options: &Options, reporter: &mut dyn Reporter) -> Result<Outcome, Error> {
+    let session = Session::open(plan, options)?;
+    let recorder = Recorder::start(plan, options, &session.store)?;
+    let slots = Slots::new(options)?;
+    let (tell, told) = channel();
+    let shared = Arc::new(Shared {
+        store: session.store.clone(),
+        run: recorder.id.clone(),
+        recipe: plan.recipe.name.clone(),
+        run_dir: recorder.dir().to_owned(),
+        cancel: options.cancel.clone(),
+        grace: options.grace,
+        resume: options.resume,
+        offline: options.offline,
+        worker: session.worker.clone(),
+        guard: guard_program(options)?,
+        guarding: Mutex::new(None),
+        scratch: Mutex::new(None),
+    });
+    let states = States::new(plan);
+    let stages = plan.order.iter().map(|s| s.stage.name.clone()).collect();
+    let started = Report::RunStarted {
+        version: crate::REPORT_VERSION,
+        run: recorder.id.clone(),
+        recipe: plan.recipe.name.clone(),
+        stages,
+    };
+    let mut run = Run {
+        session,
+        states,
+        slots,
+        recorder,
+        reporter,
+        shared,
+        tell,
+        decisions: Vec::new(),
+        ready: Vec::new(),
+        taken: HashMap::new(),
+        past: None,
+        paths: Vec::new(),
+        failed: false,
+    };
+    run.report(started);
+    let worked = run.work(&told);
+    if worked.is_err() {
+        run.kill(&told);
+    }
+    run.finish(worked)
+}
+
+/// The stages that wait for room, and those that have it.
+struct Waiting {
+    keyed: Keyed,
+    start: Start,
+}
+
+struct Run<'a> {
+    session: Session<'a>,
+    states: States,
+    slots: Slots,
+    recorder: Recorder<'a>,
+    reporter: &'a mut dyn Reporter,
+    shared: Arc<Shared>,
+    tell: Sender<Note>,
+    /// What was decided before anything ran.
+    decisions: Vec<Option<Decision>>,
+    ready: Vec<(usize, Waiting)>,
+    taken: HashMap<usize, (Need, Vec<String>)>,
+    /// What earlier runs say; read when the first stage has to run.
+    past: Option<HashMap<String, Past>>,
+    /// Critical paths in seconds.
+    paths: Vec<f64>,
+    failed: bool,
+}
+
+impl Run<'_> {
+    /// The main loop.
+    fn work(&mut self, told: &Receiver<Note>) -> Result<(), Error> {
+        self.decide_sources()?;
+        loop {
+            while let Some(i) = self.states.due.pop_front() {
+                self.settle(i)?;
+            }
+            for i in std::mem::take(&mut self.states.skipped) {
+                self.tell_end(i);
+            }
+            let stopping = self.shared.cancel.level() != Stop::No;
+            let halted = self.failed && !self.session.options.keep_going;
+            if !stopping && !halted {
+                self.start()?;
+            }
+            if self.slots.running() == 0 {
+                return Ok(());
+            }
+            match told.recv_timeout(TICK) {
+                Ok(Note::Report(report)) => self.report(report),
+                Ok(Note::Ended { index, attempt, seconds, end }) => self.ended(index, attempt, seconds, end),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            self.recorder.update(&self.states.outcomes);
+        }
+    }
+
+    /// Decides all stages as far as possible; fetches the sources without which nothing more can be said.
+    fn decide_sources(&mut self) -> Result<(), Error> {
+        let mut decisions = decide_all(&self.session)?;
+        let mut missing: Vec<String> = Vec::new();
+        for decision in &decisions {
+            let State::Undecided(references) = &decision.state else { continue };
+            for name in references.iter().filter_map(|r| r.strip_prefix("source.")) {
+                if !missing.iter().any(|m| m == name) {
+                    missing.push(name.to_owned());
+                }
+            }
+        }
+        for name in &missing {
+            let text = format!("fetching source '{name}' ({})", self.session.plan.recipe.sources[name.as_str()].from);
+            self.report(Report::Message { stage: None, level: "info".into(), text });
+            let Session { plan, store, sources, options, .. } = &mut self.session;
+            sources.pin(&plan.recipe, name, store, options.offline)?;
+        }
+        if !missing.is_empty() {
+            decisions = decide_all(&self.session)?;
+        }
+        self.session.sources.save()?;
+        for (source, digest, text) in std::mem::take(&mut self.session.sources.notices) {
+            self.report(Report::Source { source, digest: digest.hex(), text });
+        }
+        self.decisions = decisions.into_iter().map(Some).collect();
+        Ok(())
+    }
+
+    /// Takes a stage whose inputs are all there to its end or to the ready ones.
+    fn settle(&mut self, i: usize) -> Result<(), Error> {
+        let early = self.decisions[i].take().filter(|d| !matches!(d.state, State::Undecided(_)));
+        let decision = match early {
+            Some(decision) => decision,
+            None => self.decide_late(i)?,
+        };
+        self.states.outcomes[i].key = decision.keyed.as_ref().map(|k| k.key.hex());
+        match (decision.state, decision.keyed) {
+            (State::Reuse(found), _) => self.reuse(i, *found),
+            (State::Run(why), Some(keyed)) => self.make_ready(i, why, keyed)?,
+            (State::Missing, _) => {
+                let stage = &self.session.plan.order[i].stage.name;
+                self.fail(
+                    i,
+                    AttemptError {
+                        help: Some(format!("run it first: `recipe run RECIPE {stage}`")),
+                        ..AttemptError::new(
+                            Class::Config,
+                            "the store lacks its result, and the selection does not let it run",
+                        )
+                    },
+                );
+            }
+            (State::Undecided(references), _) => {
+                self.fail(i, AttemptError::new(Class::Integrity, format!("{} is not known", references.join(", "))));
+            }
+            (State::Run(_), None) | (State::Out, _) => {}
+        }
+        Ok(())
+    }
+
+    /// Decides a stage whose upstream ran in this run. Its result must be whole: something may be about to need it.
+    fn decide_late(&self, i: usize) -> Result<Decision, Error> {
+        let mut decision = decide(&self.session, i, &self.states.outputs)?;
+        if let State::Reuse(found) = &decision.state
+            && let Err(what) = self.session.intact(&found.record)?
+        {
+            decision.state = State::Run(Why::Repair { what });
+        }
+        Ok(decision)
+    }
+
+    fn make_ready(&mut self, i: usize, mut why: Why, keyed: Keyed) -> Result<(), Error> {
+        let session = &self.session;
+        let plan = session.plan;
+        if self.past.is_none() {
+            let past = history::of(&session.store, &plan.recipe.name, plan.order.len());
+            let seconds = |i: usize| past.get(&plan.order[i].stage.name).and_then(|p| p.cost_seconds).unwrap_or(1.0);
+            self.paths = self.states.critical_paths(seconds);
+            self.past = Some(past);
+        }
+        let name = &plan.order[i].stage.name;
+        if why == Why::New {
+            why = explain(session, &keyed, self.past.as_ref().and_then(|p| p.get(name)))?;
+        }
+        let start = match &why {
+            Why::Forced => Start::Forced,
+            Why::Repair { .. } => match session.store.current(&keyed.key)? {
+                Some((broken, _)) => Start::Repair(broken),
+                None => Start::First,
+            },
+            _ => Start::First,
+        };
+        self.states.outcomes[i].why = Some(why.to_string());
+        self.report(Report::StageQueued { stage: name.clone(), why: why.to_string() });
+        self.states.set(i, Phase::Ready);
+        self.ready.push((i, Waiting { keyed, start }));
+        let paths = &self.paths;
+        // Longest way to go first; among equals, in plan order. The last of the list is taken first.
+        self.ready.sort_by(|(a, _), (b, _)| paths[*a].total_cmp(&paths[*b]).then(b.cmp(a)));
+        Ok(())
+    }
+
+    /// Starts ready stages as long as there is room for one.
+    fn start(&mut self) -> Result<(), Error> {
+        let mut at = self.ready.len();
+        while at > 0 {
+            at -= 1;
+            let i = self.ready[at].0;
+            let stage = &self.session.plan.order[i].stage;
+            let need = self.slots.need(stage);
+            let Some(gpus) = self.slots.take(&need) else { continue };
+            let (_, Waiting { keyed, start }) = self.ready.remove(at);
+            let job = Job {
+                index: i,
+                stage: stage.clone(),
+                keyed,
+                start,
+                inputs: self.inputs(i),
+                device: self.slots.device(stage),
+                gpus: gpus.clone(),
+            };
+            self.taken.insert(i, (need, gpus));
+            self.states.set(i, Phase::Running);
+            let (shared, tell) = (self.shared.clone(), self.tell.clone());
+            std::thread::Builder::new()
+                .name(stage.name.clone())
+                .spawn(move || {
+                    let index = job.index;
+                    if catch_unwind(AssertUnwindSafe(|| attempt::run(job, &shared, &tell))).is_err() {
+                        let error = AttemptError::new(Class::Failed, "the runner met a bug: see its standard error");
+                        let _ = tell.send(Note::Ended { index, attempt: None, seconds: 0.0, end: End::Failed(error) });
+                    }
+                })
+                .map_err(|source| Error::System { what: "cannot start a thread", source })?;
+        }
+        Ok(())
+    }
+
+    fn inputs(&self, i: usize) -> Inputs {
+        let session = &self.session;
+        let recipe = &session.plan.recipe;
+        let one = |reference: &Reference| {
+            let digest = session.digest_of(reference, &self.states.outputs)?;
+            let (artifact, source) = match reference {
+                Reference::Source(name) => {
+                    (recipe.sources[name.as_str()].artifact, session.sources.get(name).map(|k| (name.clone(), k.clone())))
+                }
+                Reference::Stage { stage, output } => {
+                    let outputs = &session.plan.order[session.position(stage)].stage.outputs;
+                    let artifact = outputs.iter().find(|o| o.name == *output).map(|o| o.artifact);
+                    (artifact.unwrap_or(spec::ArtifactKind::Files), None)
+                }
+            };
+            Some(Input { digest, artifact, reference: reference.to_string(), source })
+        };
+        let stage = &session.plan.order[i].stage;
+        stage.inputs.iter().map(|(name, list)| (name.clone(), list.iter().filter_map(one).collect())).collect()
+    }
+
+    fn reuse(&mut self, i: usize, found: Found) {
+        if let Some(key) = found.accepted {
+            let stage = self.states.outcomes[i].stage.clone();
+            let text = format!("reused from another trainer's key {}", key.short());
+            self.states.outcomes[i].why = Some(text.clone());
+            self.report(Report::Message { stage: Some(stage), level: "warning".into(), text });
+        }
+        self.result(i, Status::Reused, found.attempt, found.record);
+    }
+
+    fn ended(&mut self, i: usize, attempt: Option<u32>, seconds: f64, end: End) {
+        if let Some((need, gpus)) = self.taken.remove(&i) {
+            self.slots.give_back(&need, gpus);
+        }
+        self.states.outcomes[i].seconds = seconds;
+        self.states.outcomes[i].attempt = attempt;
+        let attempt = attempt.unwrap_or(0);
+        match end {
+            End::Ran(record) => self.result(i, Status::Ran, attempt, *record),
+            End::Adopted(record) => self.result(i, Status::Adopted, attempt, *record),
+            End::Failed(error) => self.fail(i, error),
+            End::Stopped { checkpoint } => {
+                self.states.set(i, Phase::Ended(if checkpoint { Status::Stopped } else { Status::Killed }));
+                self.tell_end(i);
+            }
+        }
+    }
+
+    /// A stage has a result; whether it may be used is for its assertions to say.
+    fn result(&mut self, i: usize, status: Status, attempt: u32, record: ResultRecord) {
+        let metrics = numbers(&record.metrics);
+        let broken = broken(&self.session.plan.order[i].stage.assertions, &metrics);
+        let outcome = &mut self.states.outcomes[i];
+        outcome.attempt = Some(attempt);
+        outcome.metrics = metrics;
+        outcome.outputs = record.outputs.iter().map(|(k, d)| (k.clone(), d.hex())).collect();
+        outcome.cost_seconds = Some(record.cost.seconds);
+        if let Some(text) = broken {
+            outcome.error = Some(assertion_failure(text));
+            self.failed = true;
+            self.states.set(i, Phase::Ended(Status::AssertionFailed));
+        } else {
+            self.states.outputs[i] = Some(record.outputs);
+            self.states.set(i, Phase::Ended(status));
+        }
+        self.tell_end(i);
+    }
+
+    fn fail(&mut self, i: usize, error: AttemptError) {
+        self.failed = true;
+        self.states.outcomes[i].error = Some(error);
+        self.states.set(i, Phase::Ended(Status::Failed));
+        self.tell_end(i);
+    }
+
+    fn tell_end(&mut self, i: usize) {
+        let outcome = &self.states.outcomes[i];
+        let message = outcome.error.as_ref().map(|e| e.message.clone()).or_else(|| outcome.why.clone());
+        let report = Report::StageFinished {
+            stage: outcome.stage.clone(),
+            status: outcome.status,
+            attempt: outcome.attempt,
+            key: outcome.key.clone(),
+            outputs: outcome.outputs.clone(),
+            metrics: outcome.metrics.clone(),
+            seconds: outcome.seconds,
+            message,
+        };
+        self.report(report);
+    }
+
+    fn report(&mut self, report: Report) {
+        self.recorder.report(&report);
+        self.reporter.report(&report);
+    }
+
+    /// After a failure of the runner itself: ends what runs, so that nothing is left behind.
+    fn kill(&mut self, told: &Receiver<Note>) {
+        let cancel = &self.shared.cancel;
+        while cancel.level() != Stop::Now {
+            cancel.request(nix::libc::SIGTERM);
+        }
+        while self.slots.running() > 0 {
+            match told.recv() {
+                Ok(Note::Ended { index, attempt, seconds, end }) => self.ended(index, attempt, seconds, end),
+                Ok(Note::Report(report)) => self.report(report),
+                Err(_) => break,
+            }
+        }
+    }
+
+    /// Ends guard and scratch, writes the record, and sums up.
+    fn finish(mut self, worked: Result<(), Error>) -> Result<Outcome, Error> {
+        let cancel = self.shared.cancel.clone();
+        self.shared.guarding.lock().unwrap_or_else(|e| e.into_inner()).take();
+        self.shared.scratch.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let stages = &self.states.outcomes;
+        let unfinished = stages.iter().any(|s| matches!(s.status, Status::NotRun | Status::Stopped | Status::Killed));
+        let stopped = (cancel.level() != Stop::No && unfinished).then(|| cancel.exit_code());
+        let exit_code = match &worked {
+            Ok(()) => Outcome::exit_code(stages, stopped),
+            Err(e) => e.class().exit_code(),
+        };
+        let seconds = self.recorder.seconds();
+        let run = self.recorder.id.clone();
+        self.report(Report::RunFinished { run: run.clone(), exit_code, seconds });
+        let flushed = self.session.store.flush();
+        let Run { states, recorder, session, .. } = self;
+        let recorded = recorder.finish(&states.outcomes, exit_code);
+        worked?;
+        flushed?;
+        recorded?;
+        Ok(Outcome { run, recipe: session.plan.recipe.name.clone(), stages: states.outcomes, exit_code, seconds })
+    }
+}
+
+/// The assertions that do not hold, in words.
+fn broken(assertions: &[Assertion], metrics: &std::collections::BTreeMap<String, f64>) -> Option<String> {
+    use spec::assertion::Verdict;
+    let texts: Vec<String> = assertions
+        .iter()
+        .filter_map(|a| match a.judge(metrics) {
+            Verdict::Passed { .. } => None,
+            Verdict::Failed { value, .. } => Some(format!("{} does not hold: it is {value}", a.describe())),
+            Verdict::Missing => Some(format!("{} does not hold: there is no such metric", a.describe())),
+        })
+        .collect();
+    (!texts.is_empty()).then(|| texts.join("; "))
+}
+
+fn guard_program(options: &Options) -> Result<(std::path::PathBuf, Vec<String>), Error> {
+    if let Some(guard) = &options.guard {
+        return Ok(guard.clone());
+    }
+    // Not by name: the file may be replaced while the run lasts.
+    Ok(("/proc/self/exe".into(), vec![guard::VERB.into()]))
+}

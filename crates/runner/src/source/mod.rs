@@ -1,0 +1,202 @@
+//! Sources: what enters from outside, pinned by digest in `recipe.lock`.
+//!
+//! | origin | looked at without network | handed to an attempt |
+//! |---|---|---|
+//! | local path | hashed each time, through the store's stat cache | in place, checked again after the attempt |
+//! | hub | its pin | links to the hub cache's files |
+//! | URL | its pin | from the store, where it was put when it was fetched |
+
+mod files;
+mod hub;
+mod lock;
+mod url;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use cache::{Digest, Store};
+use spec::{Recipe, SourceSpec};
+
+use crate::error::{Class, Error};
+
+pub use lock::{Lock, Origin, Pin, write_atomic};
+
+/// A source whose content is known.
+#[derive(Debug, Clone)]
+pub struct Known {
+    pub digest: Digest,
+    pub from: From,
+}
+
+/// Where a known source's bytes are.
+#[derive(Debug, Clone)]
+pub enum From {
+    Local(PathBuf),
+    Hub { repo: String, dataset: bool, commit: String },
+    Url(String),
+}
+
+/// The sources that a plan reads.
+pub struct Sources {
+    lock: Lock,
+    /// By name; absent when only the network can tell.
+    known: BTreeMap<String, Known>,
+    /// What changed against the lock: (name, digest, text).
+    pub notices: Vec<(String, Digest, String)>,
+}
+
+impl Sources {
+    /// Looks at `names` without network: local files are hashed, the rest is known if the lock pins it.
+    pub fn look<'a>(
+        recipe: &Recipe,
+        names: impl Iterator<Item = &'a str>,
+        store: &Store,
+        locked: bool,
+    ) -> Result<Sources, Error> {
+        let mut sources = Sources { lock: Lock::read(&recipe.folder)?, known: BTreeMap::new(), notices: Vec::new() };
+        for name in names {
+            let spec = &recipe.sources[name].from;
+            let origin = origin(recipe, spec);
+            let pin = sources.lock.get(&origin).cloned();
+            let known = match (spec, pin) {
+                (SourceSpec::Path(path), pin) => {
+                    let digest = files::hash(store, path).map_err(|e| files::explain(name, path, e))?;
+                    if pin.as_ref().map(|p| p.digest) != Some(digest) {
+                        let stale = match &pin {
+                            None => format!("source '{name}' ({spec}) is not in it"),
+                            Some(p) => format!(
+                                "source '{name}' ({spec}) has digest {}, it says {}",
+                                digest.short(),
+                                p.digest.short()
+                            ),
+                        };
+                        if locked {
+                            return Err(Error::Lock { path: sources.lock.path().to_owned(), message: stale });
+                        }
+                        if let Some(p) = pin {
+                            let text = format!(
+                                "{spec} changed since it was locked ({} -> {})",
+                                p.digest.short(),
+                                digest.short()
+                            );
+                            sources.notices.push((name.to_owned(), digest, text));
+                        }
+                        sources.lock.set(origin, Pin { digest, commit: None });
+                    }
+                    Some(Known { digest, from: From::Local(path.clone()) })
+                }
+                (_, None) if locked => {
+                    let message = format!("source '{name}' ({spec}) is not in it");
+                    return Err(Error::Lock { path: sources.lock.path().to_owned(), message });
+                }
+                (_, None) => None,
+                (SourceSpec::Hf { repo, .. }, Some(pin)) => known_hub(repo, false, pin),
+                (SourceSpec::HfDataset { repo, .. }, Some(pin)) => known_hub(repo, true, pin),
+                (SourceSpec::Url(url), Some(pin)) => Some(Known { digest: pin.digest, from: From::Url(url.clone()) }),
+            };
+            if let Some(known) = known {
+                sources.known.insert(name.to_owned(), known);
+            }
+        }
+        Ok(sources)
+    }
+
+    pub fn get(&self, name: &str) -> Option<&Known> {
+        self.known.get(name)
+    }
+
+    /// Fetches a source that no lock pins yet, and pins it.
+    pub fn pin(&mut self, recipe: &Recipe, name: &str, store: &Store, offline: bool) -> Result<(), Error> {
+        let spec = &recipe.sources[name].from;
+        let (known, commit) = match spec {
+            SourceSpec::Path(_) => return Ok(()),
+            SourceSpec::Hf { repo, revision } => hub::fetch(name, repo, false, revision, store, offline)?,
+            SourceSpec::HfDataset { repo, revision } => hub::fetch(name, repo, true, revision, store, offline)?,
+            SourceSpec::Url(at) => (url::fetch(name, at, store, offline)?, None),
+        };
+        let text = format!("{spec} is pinned at {}", commit.as_deref().unwrap_or(&known.digest.short()));
+        self.notices.push((name.to_owned(), known.digest, text));
+        self.lock.set(origin(recipe, spec), Pin { digest: known.digest, commit });
+        self.known.insert(name.to_owned(), known);
+        Ok(())
+    }
+
+    /// Writes `recipe.lock` if something changed.
+    pub fn save(&mut self) -> Result<(), Error> {
+        self.lock.save()
+    }
+}
+
+impl Known {
+    /// Makes the bytes available at or below `to` (which does not exist yet); returns where they are.
+    pub fn provide(&self, name: &str, store: &Store, to: &Path, offline: bool) -> Result<PathBuf, Error> {
+        match &self.from {
+            From::Local(path) => Ok(path.clone()),
+            From::Hub { repo, dataset, commit } => {
+                hub::provide(name, repo, *dataset, commit, self.digest, store, to, offline)
+            }
+            From::Url(at) => {
+                if !store.artifact_intact(&self.digest)?.is_yes() {
+                    let again = url::fetch(name, at, store, offline)?;
+                    if again.digest != self.digest {
+                        return Err(changed(name, at, self.digest, again.digest));
+                    }
+                }
+                let manifest = store.materialize(&self.digest, to, cache::Link::Reflink)?;
+                Ok(files::handed_over(&manifest, to))
+            }
+        }
+    }
+
+    /// Fails when a source that was read in place is no longer what it was.
+    pub fn still(&self, name: &str, store: &Store) -> Result<(), Error> {
+        let From::Local(path) = &self.from else { return Ok(()) };
+        let now = files::hash(store, path).map_err(|e| files::explain(name, path, e))?;
+        if now == self.digest {
+            return Ok(());
+        }
+        Err(Error::Source {
+            name: name.into(),
+            message: format!("'{}' was changed while a stage read it", path.display()),
+            class: Class::Integrity,
+            help: Some("run again: the stage then reads the new content".into()),
+        })
+    }
+}
+
+/// The path that an artifact is handed over as: a file's own path when the artifact is a single file.
+pub fn handed_over(manifest: &cache::Manifest, at: &Path) -> PathBuf {
+    files::handed_over(manifest, at)
+}
+
+fn known_hub(repo: &str, dataset: bool, pin: Pin) -> Option<Known> {
+    // A pin without its commit cannot be fetched again: as good as no pin.
+    let commit = pin.commit?;
+    Some(Known { digest: pin.digest, from: From::Hub { repo: repo.to_owned(), dataset, commit } })
+}
+
+fn changed(name: &str, at: &str, pinned: Digest, found: Digest) -> Error {
+    Error::Source {
+        name: name.into(),
+        message: format!("{at} has digest {}, but recipe.lock pins {}", found.short(), pinned.short()),
+        class: Class::Integrity,
+        help: Some("if the change is wanted, delete the source's entry from recipe.lock".into()),
+    }
+}
+
+/// How the lock names a source: paths as seen from the recipe's folder.
+fn origin(recipe: &Recipe, spec: &SourceSpec) -> Origin {
+    match spec {
+        SourceSpec::Path(path) => {
+            let short = path.strip_prefix(&recipe.folder).unwrap_or(path);
+            Origin::Path(short.to_string_lossy().into_owned())
+        }
+        SourceSpec::Hf { repo, revision } => {
+            Origin::Hf { repo: repo.clone(), dataset: false, revision: revision.clone() }
+        }
+        SourceSpec::HfDataset { repo, revision } => {
+            Origin::Hf { repo: repo.clone(), dataset: true, revision: revision.clone() }
+        }
+        SourceSpec::Url(url) => Origin::Url(url.clone()),
+    }
+}

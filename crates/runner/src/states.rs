@@ -1,0 +1,127 @@
+//! The state of every stage of a run, with one setter.
+
+use std::collections::BTreeMap;
+
+use petgraph::Direction;
+use petgraph::graph::{DiGraph, NodeIndex};
+use spec::Plan;
+use spec::plan::Part;
+
+use crate::outcome::{StageOutcome, Status};
+use crate::session::Outputs;
+
+/// Where a stage stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Something it reads is not there yet.
+    Waiting,
+    /// Everything it reads is there; not decided yet.
+    Due,
+    /// To be computed as soon as there is room.
+    Ready,
+    Running,
+    Ended(Status),
+}
+
+pub struct States {
+    graph: DiGraph<(), ()>,
+    phases: Vec<Phase>,
+    /// What is told of each stage at the end.
+    pub outcomes: Vec<StageOutcome>,
+    /// Outputs of stages that ended with a result.
+    pub outputs: Vec<Option<Outputs>>,
+    /// Stages that became due or were skipped and wait for the main loop's attention, first come first.
+    pub due: std::collections::VecDeque<usize>,
+    /// Stages that were skipped since the main loop last looked.
+    pub skipped: Vec<usize>,
+}
+
+impl States {
+    pub fn new(plan: &Plan) -> States {
+        let mut graph = DiGraph::with_capacity(plan.order.len(), plan.order.len());
+        for _ in &plan.order {
+            graph.add_node(());
+        }
+        for (i, stage) in plan.order.iter().enumerate() {
+            for &up in &stage.upstream {
+                graph.add_edge(NodeIndex::new(up), NodeIndex::new(i), ());
+            }
+        }
+        let outcomes = plan.order.iter().map(|s| StageOutcome {
+            stage: s.stage.name.clone(),
+            kind: s.stage.kind.name.to_owned(),
+            status: Status::NotRun,
+            key: None,
+            attempt: None,
+            outputs: BTreeMap::new(),
+            metrics: BTreeMap::new(),
+            why: None,
+            error: None,
+            seconds: 0.0,
+            cost_seconds: None,
+        });
+        let mut states = States {
+            phases: vec![Phase::Waiting; plan.order.len()],
+            outcomes: outcomes.collect(),
+            outputs: vec![None; plan.order.len()],
+            due: std::collections::VecDeque::new(),
+            skipped: Vec::new(),
+            graph,
+        };
+        for (i, stage) in plan.order.iter().enumerate() {
+            if stage.part == Part::Out {
+                states.outcomes[i].why = Some("not selected".into());
+                states.outcomes[i].status = Status::Skipped;
+                states.phases[i] = Phase::Ended(Status::Skipped);
+            } else if stage.upstream.is_empty() {
+                states.set(i, Phase::Due);
+            }
+        }
+        states
+    }
+
+    /// The only way a stage changes its state. An end makes the stages below due, or skips them.
+    pub fn set(&mut self, i: usize, phase: Phase) {
+        debug_assert!(!matches!(self.phases[i], Phase::Ended(_)), "stage {i} has ended");
+        self.phases[i] = phase;
+        match phase {
+            Phase::Due => self.due.push_back(i),
+            Phase::Ended(status) => {
+                self.outcomes[i].status = status;
+                let below: Vec<usize> = self.neighbours(i, Direction::Outgoing).collect();
+                for d in below.into_iter().rev() {
+                    if self.phases[d] != Phase::Waiting {
+                        continue;
+                    }
+                    if status.has_result() {
+                        let ready = self
+                            .neighbours(d, Direction::Incoming)
+                            .all(|u| matches!(self.phases[u], Phase::Ended(s) if s.has_result()));
+                        if ready {
+                            self.set(d, Phase::Due);
+                        }
+                    } else if status != Status::NotRun {
+                        self.outcomes[d].why = Some(format!("needs '{}'", self.outcomes[i].stage));
+                        self.skipped.push(d);
+                        self.set(d, Phase::Ended(Status::Skipped));
+                    }
+                }
+            }
+            Phase::Waiting | Phase::Ready | Phase::Running => {}
+        }
+    }
+
+    fn neighbours(&self, i: usize, direction: Direction) -> impl Iterator<Item = usize> + '_ {
+        self.graph.neighbors_directed(NodeIndex::new(i), direction).map(|n| n.index())
+    }
+
+    /// Seconds from each stage's start to the end of the longest chain below it: who is first in line.
+    pub fn critical_paths(&self, seconds: impl Fn(usize) -> f64) -> Vec<f64> {
+        let mut paths = vec![0.0; self.phases.len()];
+        for i in (0..paths.len()).rev() {
+            let below = self.neighbours(i, Direction::Outgoing).map(|d| paths[d]).fold(0.0, f64::max);
+            paths[i] = seconds(i) + below;
+        }
+        paths
+    }
+}
