@@ -1,6 +1,7 @@
 //! Attention as injected into a segment: who sees whom is the layout's business, not the model's.
 
 pub mod packed;
+mod plan;
 
 use crate::Error;
 use tch::Tensor;

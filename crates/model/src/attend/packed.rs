@@ -1,26 +1,247 @@
-//! Training attention over packed rows.
+//! Training attention over packed rows: a few dense calls of libtorch's attention a layer.
+//!
+//! What depends on the layout alone (row numbers, masks) is made once for each window and kind,
+//! not for each layer. Rows are moved with `embedding`, whose gradient sums in a fixed order on
+//! CPU and GPU.
 
+use super::plan::{Group, Plan};
 use super::{Attend, AttendSpec, Layout};
 use crate::Error;
-use tch::{Device, Tensor};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use tch::{Device, Kind, Tensor};
 
-/// Attention over a [`Layout`].
+/// Attention over a [`Layout`], differentiable by plain autograd in any floating kind.
 #[derive(Debug)]
-pub struct Packed {}
+pub struct Packed {
+    layout: Layout,
+    device: Device,
+    /// Longest sequence, prefix included: a window that reaches so far cuts nothing.
+    longest: usize,
+    plans: RefCell<HashMap<Option<usize>, Rc<Placed>>>,
+}
 
 impl Packed {
-    /// Prepares index tensors and masks for a layout.
+    /// For the rows of a layout on a device.
     ///
     /// # Errors
     /// A layout that breaks its rules.
-    pub fn new(layout: &Layout, _device: Device) -> Result<Self, Error> {
+    pub fn new(layout: &Layout, device: Device) -> Result<Self, Error> {
         layout.check()?;
-        Ok(Self {})
+        let length = |s: &super::Span| s.len + s.prefix.map_or(0, |p| layout.spans[p].len);
+        Ok(Self {
+            layout: layout.clone(),
+            device,
+            longest: layout.spans.iter().map(length).max().unwrap_or(0),
+            plans: RefCell::new(HashMap::new()),
+        })
+    }
+
+    fn plan(&self, window: Option<usize>) -> Rc<Placed> {
+        let window = window.filter(|&w| w < self.longest);
+        let mut plans = self.plans.borrow_mut();
+        let plan = plans
+            .entry(window)
+            .or_insert_with(|| Rc::new(Placed::new(&self.layout, window, self.device)));
+        Rc::clone(plan)
     }
 }
 
 impl Attend for Packed {
-    fn attend(&self, _: usize, _q: &Tensor, _k: &Tensor, _v: &Tensor, _: &AttendSpec) -> Tensor {
-        todo!()
+    fn attend(
+        &self,
+        _layer: usize,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        spec: &AttendSpec,
+    ) -> Tensor {
+        let size = q.size();
+        let (rows, width) = (size[0], size[1] * size[2]);
+        assert_eq!(
+            rows as usize,
+            self.layout.rows(),
+            "queries have as many rows as the layout"
+        );
+        let plan = self.plan(spec.window);
+        let mut parts: Vec<Tensor> = plan
+            .calls
+            .iter()
+            .map(|call| call.run(q, k, v, spec).reshape([-1, width]))
+            .collect();
+        if plan.uncovered {
+            parts.push(Tensor::zeros([1, width], (q.kind(), q.device())));
+        }
+        let all = match parts.len() {
+            // no row at all: keep the graph
+            0 => return q * 0.0,
+            1 => parts.remove(0),
+            _ => Tensor::cat(&parts, 0),
+        };
+        match &plan.places {
+            None => all.view(size.as_slice()),
+            Some(places) => pick(&all, places).view(size.as_slice()),
+        }
     }
+}
+
+/// A plan's row numbers as tensors.
+#[derive(Debug)]
+struct Placed {
+    calls: Vec<Call>,
+    /// Where every row's result lies; `None` when the results are in order already.
+    places: Option<Tensor>,
+    /// Some row belongs to no span.
+    uncovered: bool,
+}
+
+impl Placed {
+    fn new(layout: &Layout, window: Option<usize>, device: Device) -> Self {
+        let plan = Plan::new(layout, window);
+        let computed = plan.computed as i64;
+        let in_order = plan.places.len() == plan.computed && is_run(&plan.places);
+        Self {
+            uncovered: plan.places.contains(&computed),
+            places: (!in_order).then(|| Tensor::from_slice(&plan.places).to_device(device)),
+            calls: plan
+                .groups
+                .into_iter()
+                .map(|g| Call::new(g, window, device))
+                .collect(),
+        }
+    }
+}
+
+/// Rows to take from `[rows, ..]`.
+#[derive(Debug)]
+enum Rows {
+    /// As they lie.
+    Run { start: i64, len: i64 },
+    /// Any.
+    Some(Tensor),
+}
+
+impl Rows {
+    fn new(rows: &[i64], device: Device) -> Self {
+        if is_run(rows) {
+            Rows::Run {
+                start: rows.first().copied().unwrap_or(0),
+                len: rows.len() as i64,
+            }
+        } else {
+            Rows::Some(Tensor::from_slice(rows).to_device(device))
+        }
+    }
+
+    /// `[rows, heads, d]` to `[batch, heads, length, d]`.
+    fn take(&self, x: &Tensor, batch: i64) -> Tensor {
+        let (heads, d) = (x.size()[1], x.size()[2]);
+        let taken = match self {
+            Rows::Run { start, len } => x.narrow(0, *start, *len),
+            Rows::Some(rows) => pick(&x.reshape([-1, heads * d]), rows),
+        };
+        taken.reshape([batch, -1, heads, d]).transpose(1, 2)
+    }
+}
+
+/// One dense call.
+#[derive(Debug)]
+struct Call {
+    group: Group,
+    window: Option<usize>,
+    q_rows: Rows,
+    k_rows: Rows,
+    /// Additive mask by kind; made when first asked for.
+    masks: RefCell<HashMap<Kind, Tensor>>,
+    device: Device,
+}
+
+impl Call {
+    fn new(mut group: Group, window: Option<usize>, device: Device) -> Self {
+        let q_rows = Rows::new(&std::mem::take(&mut group.q_rows), device);
+        let k_rows = Rows::new(&std::mem::take(&mut group.k_rows), device);
+        Self {
+            group,
+            window,
+            q_rows,
+            k_rows,
+            masks: RefCell::new(HashMap::new()),
+            device,
+        }
+    }
+
+    /// `[batch, lq, heads, d]`.
+    fn run(&self, q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttendSpec) -> Tensor {
+        let batch = self.group.batch as i64;
+        let q = self.q_rows.take(q, batch);
+        let (mut k, mut v) = (self.k_rows.take(k, batch), self.k_rows.take(v, batch));
+        let mut grouped = q.size()[1] != k.size()[1];
+        // Of CUDA's fast calls only the half-precision one shares keys among heads.
+        if grouped && q.device().is_cuda() && !matches!(q.kind(), Kind::BFloat16 | Kind::Half) {
+            let times = q.size()[1] / k.size()[1];
+            (k, v) = (repeat_heads(&k, times), repeat_heads(&v, times));
+            grouped = false;
+        }
+        let mask = (!self.group.causal).then(|| self.mask(q.kind()));
+        let out = Tensor::scaled_dot_product_attention(
+            &q,
+            &k,
+            &v,
+            mask.as_ref(),
+            0.0,
+            mask.is_none(),
+            spec.scale,
+            grouped,
+        );
+        out.transpose(1, 2)
+    }
+
+    /// `[batch or 1, 1, lq, lk]`: zero where a query sees a key, else minus infinity. Padded
+    /// keys come after a piece's own and are never seen by its queries; padded queries see what
+    /// they like.
+    fn mask(&self, kind: Kind) -> Tensor {
+        let mut masks = self.masks.borrow_mut();
+        let mask = masks.entry(kind).or_insert_with(|| {
+            let g = &self.group;
+            let one = g.offsets.windows(2).all(|w| w[0] == w[1]);
+            let offsets: Vec<i64> = g.offsets.iter().map(|&o| o as i64).collect();
+            let offsets = if one { &offsets[..1] } else { &offsets[..] };
+            let options = (Kind::Int64, self.device);
+            let at = Tensor::from_slice(offsets)
+                .to_device(self.device)
+                .view([-1, 1, 1, 1])
+                + Tensor::arange(g.lq as i64, options).view([1, 1, -1, 1]);
+            let key = Tensor::arange(g.lk as i64, options).view([1, 1, 1, -1]);
+            let mut hidden = key.greater_tensor(&at);
+            if let Some(w) = self.window {
+                let past = key.less_equal_tensor(&(&at - w as i64));
+                // a padded query may be past every key: it keeps the last, so that it stays finite
+                let last = key.eq(g.lk as i64 - 1);
+                hidden = hidden.logical_or(&past.logical_and(&last.logical_not()));
+            }
+            Tensor::zeros(hidden.size(), (kind, self.device))
+                .masked_fill(&hidden, f64::NEG_INFINITY)
+        });
+        mask.shallow_clone()
+    }
+}
+
+fn is_run(rows: &[i64]) -> bool {
+    rows.windows(2).all(|w| w[1] == w[0] + 1)
+}
+
+/// Rows of a matrix, by number.
+fn pick(x: &Tensor, rows: &Tensor) -> Tensor {
+    Tensor::embedding(x, rows, -1, false, false)
+}
+
+/// `[b, kv_heads, l, d]` to `[b, kv_heads * times, l, d]`, each head `times` in a row.
+fn repeat_heads(x: &Tensor, times: i64) -> Tensor {
+    let [b, h, l, d] = x.size()[..] else {
+        unreachable!("four sizes")
+    };
+    x.unsqueeze(2)
+        .expand([b, h, times, l, d], false)
+        .reshape([b, h * times, l, d])
 }

@@ -1,0 +1,7 @@
+//! Tests of the crate `model`, in one binary.
+
+mod bad;
+mod golden;
+mod packed;
+mod save;
+mod support;
