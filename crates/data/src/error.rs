@@ -24,6 +24,10 @@ pub enum Error {
     Template(String),
     #[error("environment: {0}")]
     Environment(String),
+    #[error(
+        "environment '{environment}' takes its tasks from data; give the stage a data input (in.data)"
+    )]
+    NoData { environment: String },
     /// A row became more tokens than allowed and the recipe did not say to truncate or drop it.
     #[error(
         "{place}: the example has {tokens} tokens, more than max_length = {max_length}; \

@@ -1,13 +1,28 @@
 //! Environments: tasks with a reward, multi-turn from the start.
+//!
+//! An environment is one file and one line in [`ENVIRONMENTS`].
+
+mod addition;
+mod exact_match;
+mod math;
+mod mixture;
+mod options;
+mod regex;
+mod rows;
+mod two_turn;
+
+pub use addition::{Addition, Problem};
+pub use options::{build, check};
 
 use crate::dataset::Dataset;
-use crate::error::Result;
+use crate::error::{Error, Result, quote};
 use crate::message::Message;
+use options::Options;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::sync::Arc;
 
-/// Which tasks: the two are disjoint for generated tasks.
+/// Which tasks. Generated tasks of the two are disjoint; those from data are the rows given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Split {
@@ -21,11 +36,11 @@ pub enum Split {
 pub struct Task {
     /// Identifies the problem (equal for equal problems).
     pub id: String,
-    /// Name of the environment it belongs to (the member's, in a mixture): metrics are per task
-    /// kind and never only pooled.
+    /// Name of the environment it belongs to (the member's, in a mixture), by which metrics are
+    /// told apart.
     pub environment: String,
     pub messages: Vec<Message>,
-    /// What the environment needs to grade: explicit, so that episodes can be resumed anywhere.
+    /// What the environment needs to grade: explicit, so that an episode can go on anywhere.
     pub state: Value,
 }
 
@@ -41,25 +56,43 @@ pub struct Turn {
 pub struct Step {
     /// Messages the policy sees next; empty when done.
     pub observation: Vec<Message>,
-    /// Reward by named component. The episode's reward is the weighted sum over its steps.
+    /// Reward by named component. An episode's components are sums over its steps; its reward is
+    /// the sum of its components.
     pub rewards: Vec<(String, f64)>,
     pub done: bool,
 }
 
+impl Step {
+    /// The last step of an episode.
+    fn done(rewards: &[(&str, f64)]) -> Step {
+        Step {
+            observation: Vec::new(),
+            rewards: rewards.iter().map(|(n, r)| (n.to_string(), *r)).collect(),
+            done: true,
+        }
+    }
+}
+
 /// Pure: every result depends on the arguments only.
 pub trait Environment: Send + Sync {
+    /// The name by which a recipe asks for it.
     fn name(&self) -> &str;
 
-    /// Task `index` of a split. Generated tasks are endless; data-driven ones take row
-    /// `index` of a seeded order over the rows (an epoch after the other).
+    /// Task `index` of a split. Generated tasks are endless; data-driven ones take rows in a
+    /// seeded order, one epoch after the other (the test split: in the order of the file).
     fn task(&self, split: Split, index: u64, seed: u64) -> Result<Task>;
 
     /// What the environment says to `completion`, given the turns before it.
     fn step(&self, task: &Task, turns: &[Turn], completion: &str) -> Result<Step>;
 
-    /// Number of distinct tasks of a split, where that is fixed by data.
-    fn len(&self, _split: Split) -> Option<usize> {
+    /// Number of distinct tasks of a split, where that is known.
+    fn len(&self, _split: Split) -> Option<u64> {
         None
+    }
+
+    /// Never: an environment without tasks is not built.
+    fn is_empty(&self) -> bool {
+        false
     }
 
     /// The most completions an episode can have.
@@ -67,34 +100,65 @@ pub trait Environment: Send + Sync {
         1
     }
 
-    /// Names of the reward components, and whether each counts as `accuracy` is by convention:
-    /// component `correct` in 0..=1 is what `evaluate` reports as accuracy.
+    /// Names of the reward components. `correct`, 1 or 0, is what `accuracy` averages.
     fn components(&self) -> Vec<&'static str> {
-        vec!["correct"]
+        vec![CORRECT]
+    }
+
+    /// The answer in a form that is equal for equal answers: what a majority vote (cons@k)
+    /// counts. `None` where the completion has no answer.
+    fn canonical(&self, _task: &Task, completion: &str) -> Option<String> {
+        let answer = completion.trim();
+        (!answer.is_empty()).then(|| answer.to_string())
     }
 }
 
-/// A kind of environment: one file and one line in [`ENVIRONMENTS`] each.
+/// The component that says whether an episode ended with the right answer.
+pub const CORRECT: &str = "correct";
+
+/// A kind of environment.
 pub struct Kind {
     pub name: &'static str,
-    /// One line for `recipe schema` and errors.
+    /// One line of help.
     pub about: &'static str,
-    /// Whether it takes its tasks from a data input.
-    pub needs_data: bool,
-    pub build: fn(options: &Value, data: Option<Arc<Dataset>>) -> Result<Arc<dyn Environment>>,
+    /// Options with one line of help each.
+    pub options: &'static [(&'static str, &'static str)],
+    pub data: Data,
+    /// Whether other options are those of an environment that this one is built over.
+    passes_options: bool,
+    build: fn(Options) -> Result<Arc<dyn Environment>>,
 }
 
-pub static ENVIRONMENTS: &[Kind] = &[];
-
-/// Builds what a recipe's `environment` says: a name (`"addition"`), a table with options
-/// (`{ name = "addition", digits = 2 }`), or a list of them mixed by `weight`. Options are
-/// checked here: unknown ones are errors that name the nearest.
-pub fn build(_config: &Value, _data: Option<Arc<Dataset>>) -> Result<Arc<dyn Environment>> {
-    todo!()
+/// Whether a kind takes its tasks from a data input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Data {
+    /// Generates its own.
+    None,
+    Required,
+    /// Generates its own where there is none.
+    Optional,
 }
 
-/// Checks a recipe's `environment` without data (for `recipe check`): names and options.
-/// Returns whether any of them needs a data input.
-pub fn check(_config: &Value) -> Result<bool> {
-    todo!()
+pub static ENVIRONMENTS: &[Kind] = &[
+    addition::KIND,
+    exact_match::KIND,
+    math::KIND,
+    regex::KIND,
+    two_turn::KIND,
+];
+
+/// Rows that a data-driven environment draws from.
+pub type Rows = Option<Arc<Dataset>>;
+
+/// A task that was not made by the environment it is given to.
+fn bad_state(environment: &str, task: &Task) -> Error {
+    Error::Environment(format!(
+        "{environment}: task '{}' was not made by this environment (state {})",
+        task.id,
+        quote(&task.state)
+    ))
+}
+
+fn text_state<'t>(environment: &str, task: &'t Task, field: &str) -> Result<&'t str> {
+    (task.state[field].as_str()).ok_or_else(|| bad_state(environment, task))
 }
