@@ -244,34 +244,32 @@ impl Walk<'_> {
         Ok(d_input.unwrap_or_else(|| input.zeros_like()))
     }
 
-    /// The embedding is a look-up: its gradient sums rows by token, in accumulation kind, as a
-    /// frequent token would lose its small terms in bf16.
+    /// The embedding is a look-up: its gradient is taken in accumulation kind, as a frequent token
+    /// would lose its small terms in bf16.
     fn embedding(
         &self,
         tokens: &Tensor,
         d_output: Tensor,
         grads: &mut dyn Gradients,
     ) -> Result<Tensor, Error> {
-        let _no_grad = tch::no_grad_guard();
         let decoder = self.engine.decoder;
         if tokens.size()[0] > 0 {
             let vocabulary = decoder.config.vocab_size as i64;
-            let wide = widen(&d_output);
-            let grad = Tensor::embedding_dense_backward(&wide, tokens, vocabulary, -1, false);
-            grads.add(&decoder.segments[0].params[0], grad)?;
+            grads.add(&decoder.segments[0].params[0], sum_rows(&d_output, tokens, vocabulary))?;
         }
         Ok(d_output)
     }
 
     /// Gradient of the rows before the choice of kept ones: several may come from one row.
     fn scatter(&self, keep: &Tensor, d_kept: &Tensor) -> Tensor {
-        let _no_grad = tch::no_grad_guard();
-        let rows = self.batch.tokens.size()[0];
-        let wide = widen(d_kept);
-        let mut out = Tensor::zeros([rows, wide.size()[1]], (wide.kind(), wide.device()));
-        let _ = out.index_add_(0, keep, &wide);
-        out.to_kind(d_kept.kind())
+        sum_rows(d_kept, keep, self.batch.tokens.size()[0]).to_kind(d_kept.kind())
     }
+}
+
+/// `[n, d] -> [rows, d]`: sums the rows of `x` that go to the same place. Unlike `index_add`, this
+/// adds in a fixed order on every device.
+fn sum_rows(x: &Tensor, places: &Tensor, rows: i64) -> Tensor {
+    tch::no_grad(|| Tensor::embedding_dense_backward(&widen(x), places, rows, -1, false))
 }
 
 /// fp32, or fp64 if it is.

@@ -9,6 +9,7 @@ mod batch;
 mod checkpoint;
 mod device;
 mod error;
+mod export;
 mod head;
 mod lay;
 pub mod loss;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use arch::ModelConfig;
+use arch::{ModelConfig, Role};
 use model::{Decoder, Ops, Weights};
 use parallel::{Checkpointing, Collective, Engine, Gradients, Grads, Walk, Whole};
 use tch::{Device, Kind, Tensor};
@@ -49,6 +49,8 @@ pub struct PolicyConfig {
     pub entropy: Entropy,
     /// Steps with a NaN or infinite gradient, in a row, after which training stops.
     pub skip_limit: u64,
+    /// Whether weight decay applies to embeddings and the LM matrix too.
+    pub decay_embeddings: bool,
 }
 
 impl Default for PolicyConfig {
@@ -63,6 +65,7 @@ impl Default for PolicyConfig {
             share_prefix: true,
             entropy: Entropy::Detached,
             skip_limit: 10,
+            decay_embeddings: true,
         }
     }
 }
@@ -161,11 +164,17 @@ impl Policy {
             kind,
             config.device,
         );
-        let decays = params.into_iter().map(|p| (p.name, p.decay)).collect();
+        let decays = params
+            .into_iter()
+            .map(|p| {
+                let embedding = matches!(p.role, Role::Embed | Role::Head);
+                (p.name, p.decay && (config.decay_embeddings || !embedding))
+            })
+            .collect();
         let (weights, masters) = if config.kind == kind {
             (masters, None)
         } else {
-            (masters.to_kind(config.kind), Some(masters))
+            (masters.copy_as(config.kind)?, Some(masters))
         };
         Ok(Policy {
             decoder: Decoder::new(model),
@@ -175,7 +184,7 @@ impl Policy {
             source,
             grads,
             decays,
-            ops: Box::new(model::Libtorch),
+            ops: Box::new(kernels::Fused),
             config,
             collective,
         })
@@ -366,7 +375,7 @@ impl Policy {
                 self.weights.get(name).shallow_clone().copy_(master);
             }
         }
-        self.weights.version += 1;
+        self.weights.touch();
     }
 
     /// Runs this rank's microbatches; `head` turns hidden states into their gradient.

@@ -9,16 +9,13 @@ pub enum Shape {
     /// Stays at the peak.
     #[default]
     Constant,
-    /// Falls linearly to zero at the end.
+    /// Falls linearly.
     Linear,
-    /// Falls along half a cosine to zero at the end.
+    /// Falls along half a cosine.
     Cosine,
-    /// Warm-up, stable, decay: stays at the peak, then falls linearly to zero over the last fifth.
+    /// Warm-up, stable, decay: stays at the peak, then falls linearly over the last steps.
     Wsd,
 }
-
-/// Share of the steps in which [`Shape::Wsd`] decays.
-const WSD_DECAY: f64 = 0.2;
 
 /// A learning-rate schedule over a known number of steps.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -31,6 +28,10 @@ pub struct Schedule {
     pub warmup: u64,
     /// Steps in all.
     pub steps: u64,
+    /// Share of the steps after warm-up in which [`Shape::Wsd`] falls.
+    pub decay: f64,
+    /// What the rate falls to at the end, as a share of the peak.
+    pub final_lr: f64,
 }
 
 impl Schedule {
@@ -42,13 +43,14 @@ impl Schedule {
         }
         let span = self.steps.saturating_sub(self.warmup).max(1) as f64;
         let done = ((step - self.warmup) as f64 / span).min(1.0);
-        self.lr
-            * match self.shape {
-                Shape::Constant => 1.0,
-                Shape::Linear => 1.0 - done,
-                Shape::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
-                Shape::Wsd => ((1.0 - done) / WSD_DECAY).min(1.0),
-            }
+        let left = match self.shape {
+            Shape::Constant => return self.lr,
+            Shape::Linear => 1.0 - done,
+            Shape::Cosine => 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+            Shape::Wsd if self.decay > 0.0 => ((1.0 - done) / self.decay).min(1.0),
+            Shape::Wsd => 1.0,
+        };
+        self.lr * (self.final_lr + (1.0 - self.final_lr) * left)
     }
 }
 
@@ -57,7 +59,7 @@ mod tests {
     use super::*;
 
     fn schedule(shape: Shape) -> Schedule {
-        Schedule { lr: 2.0, shape, warmup: 4, steps: 104 }
+        Schedule { lr: 2.0, shape, warmup: 4, steps: 104, decay: 0.2, final_lr: 0.0 }
     }
 
     #[test]

@@ -1,0 +1,161 @@
+//! The engine's gradients equal plain autograd's, however the batch is placed.
+
+use tch::Kind;
+use train::{Checkpointing, Entropy, LossOut, Policy, PolicyConfig};
+
+use crate::cases::{self, ALGORITHMS, Algorithm, ratio};
+use crate::plain::{self, Plain};
+
+/// Placements: each changes rounding at most.
+fn placements(kind: Kind) -> Vec<PolicyConfig> {
+    let base = PolicyConfig { kind, microbatch_tokens: 4096, ..PolicyConfig::default() };
+    vec![
+        base.clone(),
+        PolicyConfig { checkpointing: Checkpointing::Full, ..base.clone() },
+        PolicyConfig { share_prefix: false, ..base.clone() },
+        PolicyConfig { head_chunk: Some(5), ..base.clone() },
+        // accumulation: several microbatches, then one per unit
+        PolicyConfig { microbatch_tokens: 70, ..base.clone() },
+        PolicyConfig {
+            microbatch_tokens: 1,
+            checkpointing: Checkpointing::Full,
+            head_chunk: Some(1),
+            ..base.clone()
+        },
+        PolicyConfig { microbatch_tokens: 33, share_prefix: false, head_chunk: Some(7), ..base },
+    ]
+}
+
+fn compare(policy: &Policy, got_loss: f64, plain: &Plain, tolerance: f64, what: &str) {
+    let off = (got_loss - plain.loss).abs();
+    assert!(off <= tolerance * plain.loss.abs().max(1.0), "{what}: loss {got_loss}, {}", plain.loss);
+    assert_eq!(policy.grads().iter().count(), plain.grads.len(), "{what}");
+    for (name, grad) in policy.grads().iter() {
+        let off = ratio(grad, &plain.grads[name]);
+        assert!(off <= tolerance, "{what}: gradient of {name} is off by {off:e}");
+    }
+}
+
+fn equals_plain(kind: Kind, tolerance: f64) {
+    for model in [cases::tied(), cases::untied()] {
+        for algorithm in ALGORITHMS {
+            let units = cases::units(algorithm, 7, 11);
+            let loss = cases::loss(algorithm, &units);
+            let plain = plain::gradients(&model, &cases::weights(&model, kind), &units, 1.0, &loss);
+            for config in placements(kind) {
+                let what = format!("{} {algorithm:?} {config:?}", model.family.model_type);
+                let mut policy = cases::policy(&model, config);
+                let got = policy.accumulate(&units, &loss).expect(&what);
+                compare(&policy, got.loss, &plain, tolerance, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_equal_plain_autograd_in_fp32() {
+    equals_plain(Kind::Float, 1e-6);
+}
+
+#[test]
+fn gradients_equal_plain_autograd_in_fp64() {
+    equals_plain(Kind::Double, 1e-10);
+}
+
+#[test]
+fn entropy_and_temperature_are_differentiated() {
+    let model = cases::tied();
+    let units = cases::units(Algorithm::Grpo, 4, 5);
+    let loss = |t: &train::Tokens| {
+        let each = &t.logp * 0.3 + &t.entropy * &t.entropy * 0.2;
+        Ok(LossOut { loss: each.sum(each.kind()), metrics: vec![] })
+    };
+    let weights = cases::weights(&model, Kind::Double);
+    let plain = plain::gradients(&model, &weights, &units, 0.7, &loss);
+    for head_chunk in [None, Some(3)] {
+        let mut policy = cases::policy(
+            &model,
+            PolicyConfig {
+                kind: Kind::Double,
+                temperature: 0.7,
+                entropy: Entropy::Differentiable,
+                head_chunk,
+                ..PolicyConfig::default()
+            },
+        );
+        let got = policy.accumulate(&units, &loss).expect("a step");
+        compare(&policy, got.loss, &plain, 1e-10, "entropy");
+    }
+}
+
+#[test]
+fn known_coefficients_give_the_same_gradients_in_one_pass() {
+    let model = cases::tied();
+    let units = cases::units(Algorithm::Grpo, 6, 9);
+    let coefficient = |u: usize, b: usize, i: usize| ((u * 7 + b * 3 + i) as f64).sin() * 0.1;
+    let loss = |t: &train::Tokens| {
+        let mut c = Vec::new();
+        for span in t.units {
+            for (b, range) in span.branches.iter().enumerate() {
+                c.extend((0..range.len()).map(|i| coefficient(span.unit, b, i)));
+            }
+        }
+        let c = tch::Tensor::from_slice(&c).to_kind(t.logp.kind());
+        Ok(LossOut { loss: (&t.logp * c).sum(t.logp.kind()), metrics: vec![] })
+    };
+    for head_chunk in [None, Some(4)] {
+        let config = PolicyConfig { head_chunk, kind: Kind::Double, ..PolicyConfig::default() };
+        let mut two = cases::policy(&model, config.clone());
+        let a = two.accumulate(&units, &loss).expect("a step");
+        let mut one = cases::policy(&model, config);
+        let observe = |t: &train::Tokens| {
+            Ok(vec![("entropy", t.entropy.sum(Kind::Double).double_value(&[]))])
+        };
+        let b = one.accumulate_known(&units, &coefficient, Some(&observe)).expect("a step");
+        assert!((a.loss - b.loss).abs() < 1e-12);
+        assert!(b.metrics.get("entropy") > 0.0);
+        for (name, grad) in one.grads().iter() {
+            let off = ratio(grad, two.grads().get(name).expect("the same names"));
+            assert!(off < 1e-13, "{name} {off:e}");
+        }
+    }
+}
+
+#[test]
+fn logprobs_are_those_of_training_and_of_plain_autograd() {
+    for model in [cases::tied(), cases::untied()] {
+        for algorithm in ALGORITHMS {
+            let units = cases::units(algorithm, 6, 21);
+            let loss = cases::loss(algorithm, &units);
+            let weights = cases::weights(&model, Kind::Float);
+            let plain = plain::gradients(&model, &weights, &units, 1.0, &loss);
+            for config in placements(Kind::Float) {
+                let mut policy = cases::policy(&model, config);
+                let got = policy.logprobs(&units).expect("log-probabilities");
+                for (unit, values) in units.iter().zip(&got) {
+                    let counts: Vec<usize> = values.iter().map(Vec::len).collect();
+                    let masked: Vec<usize> = unit.branches.iter().map(|b| b.masked()).collect();
+                    assert_eq!(counts, masked);
+                }
+                let flat: Vec<f32> = got.iter().flatten().flatten().copied().collect();
+                for (a, b) in flat.iter().zip(&plain.logp) {
+                    assert!((f64::from(*a) - b).abs() < 2e-5, "{a} {b}");
+                }
+                // with old = logprobs, the ratio in training is exactly one
+                let exact = |t: &train::Tokens| {
+                    for span in t.units {
+                        for (branch, range) in span.branches.iter().enumerate() {
+                            for (i, at) in range.clone().enumerate() {
+                                let trained = t.logp.double_value(&[at as i64]) as f32;
+                                let recorded = got[span.unit][branch][i];
+                                assert_eq!(trained.to_bits(), recorded.to_bits());
+                            }
+                        }
+                    }
+                    Ok(LossOut { loss: t.logp.sum(t.logp.kind()), metrics: vec![] })
+                };
+                policy.accumulate(&units, &exact).expect("a step");
+            }
+        }
+    }
+}
