@@ -1,1 +1,161 @@
-//! stages
+//! What stages run, one file per stage kind, and `recipe-worker`, which runs one rank of one.
+//!
+//! The algorithms (`sft`, `dpo`, `grpo`) own their loops; what they share are plain functions:
+//!
+//! | file | what |
+//! |---|---|
+//! | `stage` | what every stage is given |
+//! | `training` | set-up, batches, metrics of a step |
+//! | `checkpoints` | when checkpoints are taken, and where they go |
+//! | `examples`, `reference` | rows as units; log-probabilities known beforehand |
+//! | `play`, `group` | episodes played by all ranks; groups as the trainer takes them |
+//! | `stats` | estimates with intervals |
+//! | `gang`, `report`, `stop`, `failure` | ranks, events, signals, errors |
+
+mod checkpoints;
+mod convert;
+mod dpo;
+mod evaluate;
+mod examples;
+mod export;
+mod failure;
+mod gang;
+mod generate;
+mod group;
+mod grpo;
+mod init;
+mod play;
+mod reference;
+mod report;
+mod score;
+mod sft;
+mod stage;
+mod stats;
+mod stop;
+mod training;
+
+use std::path::Path;
+
+use serde::Serialize;
+use spec::job::exit;
+use spec::{Event, JobSpec};
+
+use failure::{Failure, Result, at};
+use gang::Gang;
+use report::Report;
+use stage::{Done, Stage};
+
+/// What runs each stage kind. `command` is a process that the runner starts itself.
+static KINDS: &[(&str, fn(&Stage) -> Result<Done>)] = &[
+    ("init", init::run),
+    ("convert", convert::run),
+    ("sft", sft::run),
+    ("dpo", dpo::run),
+    ("grpo", grpo::run),
+    ("score", score::run),
+    ("generate", generate::run),
+    ("evaluate", evaluate::run),
+    ("export", export::run),
+];
+
+/// Names of the stage kinds that the worker runs.
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    KINDS.iter().map(|(name, _)| *name)
+}
+
+/// Runs the job in `file` as the rank that the environment says; returns the exit code.
+pub fn run(file: &Path) -> i32 {
+    stop::watch_parent();
+    let rank = std::env::var("RANK").ok().and_then(|rank| rank.parse().ok()).unwrap_or(0);
+    let report = Report { rank };
+    let ended = match std::panic::catch_unwind(|| stage(file, report)) {
+        Ok(ended) => ended,
+        Err(panic) => Err(bug(&*panic)),
+    };
+    match ended {
+        Ok(Done::Finished(mut metrics)) => {
+            metrics.retain(|_, value| value.is_finite());
+            report.event(&Event::Finished { metrics });
+            exit::OK
+        }
+        Ok(Done::Stopped(step)) => {
+            report.event(&Event::Stopped { step });
+            exit::STOPPED
+        }
+        Err(failure) => {
+            eprintln!("{failure}");
+            report.failed(&failure);
+            failure.exit_code()
+        }
+    }
+}
+
+fn stage(file: &Path, report: Report) -> Result<Done> {
+    let text = std::fs::read(file).map_err(at(file))?;
+    let job: JobSpec = serde_json::from_slice(&text).map_err(|e| {
+        Failure::config(
+            format!("{}: {e}", file.display()),
+            "use the `recipe` and `recipe-worker` of the same build",
+        )
+    })?;
+    if job.version != spec::job::VERSION {
+        return Err(Failure::config(
+            format!("the job has version {}, this worker knows {}", job.version, spec::job::VERSION),
+            "use the `recipe` and `recipe-worker` of the same build",
+        ));
+    }
+    let run = KINDS.iter().find(|(name, _)| *name == job.kind).map(|(_, run)| run);
+    let run = run.ok_or_else(|| {
+        let known: Vec<&str> = kinds().collect();
+        Failure::config(
+            format!("the worker runs no stage kind '{}'", job.kind),
+            format!("it runs {}", known.join(", ")),
+        )
+    })?;
+    if job.resources.threads > 0 {
+        torch::threads::set(job.resources.threads as usize);
+    }
+    let local_rank = gang::local_rank()?;
+    let device = train::device(&job.device, local_rank)?;
+    let gang = Gang::join()?;
+    if gang.size != job.resources.ranks as usize {
+        return Err(Failure::config(
+            format!("{} ranks were started for a job of {}", gang.size, job.resources.ranks),
+            "start as many ranks as `resources.ranks` says",
+        ));
+    }
+    let stage = Stage { job, gang, device, report };
+    report.event(&stage.started());
+    run(&stage)
+}
+
+/// A panic is a bug of ours, whatever the input was.
+fn bug(panic: &(dyn std::any::Any + Send)) -> Failure {
+    let said = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("no message");
+    Failure::failed(
+        "W0999",
+        format!("the worker panicked: {}", said.lines().next().unwrap_or(said)),
+        "this is a bug: please report it with the stage's log",
+    )
+}
+
+/// Who this worker is, for the keys of what it makes.
+pub fn identity() -> spec::Trainer {
+    spec::Trainer {
+        version: env!("CARGO_PKG_VERSION").to_string(),
+        libtorch: torch::version().to_string(),
+        sources: env!("RECIPE_SOURCES").to_string(),
+    }
+}
+
+/// The word by which a recipe gives this choice.
+fn word(choice: &impl Serialize) -> String {
+    match serde_json::to_value(choice) {
+        Ok(serde_json::Value::String(word)) => word,
+        other => format!("{other:?}"),
+    }
+}

@@ -267,7 +267,7 @@ fn corrections_follow_their_formulas() {
     assert_close("tis", &run("tis"), &[1.0, 2.0, (-0.5f64).exp(), 0.1f64.exp()]);
     assert_close("icepop", &run("icepop"), &[1.0, 0.0, 0.0, 0.1f64.exp()]);
     // geometric means: exp(1) = 2.7, out; exp(-0.2) = 0.82, in
-    assert_close("sequence_mask", &run("sequence_mask"), &[0.0, 0.0, 1.0, 1.0]);
+    assert_close("sequence", &run("sequence"), &[0.0, 0.0, 1.0, 1.0]);
 }
 
 #[derive(Deserialize)]

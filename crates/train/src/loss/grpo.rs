@@ -80,7 +80,7 @@ pub static CORRECTIONS: &[Named<Correction>] = &[
     Named { name: "none", what: uncorrected },
     Named { name: "tis", what: tis },
     Named { name: "icepop", what: icepop },
-    Named { name: "sequence_mask", what: sequence_mask },
+    Named { name: "sequence", what: sequence_mask },
 ];
 
 /// What a recipe chose.

@@ -1,0 +1,72 @@
+//! Digests the sources that the worker is built from, so that a changed loss changes keys, and
+//! lets the binary find libtorch where it was linked from.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Everything that decides what the worker computes, from the workspace's root. A new crate under
+/// the worker belongs here; `tests/main.rs` compares this list with the dependencies.
+const SOURCES: &[&str] = &[
+    "Cargo.lock",
+    "Cargo.toml",
+    "cache",
+    "crates/arch",
+    "crates/data",
+    "crates/model",
+    "crates/parallel",
+    "crates/rollout",
+    "crates/spec",
+    "crates/stages",
+    "crates/torch",
+    "crates/train",
+    "kernels",
+    "rust-toolchain.toml",
+];
+
+fn main() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let mut files = Vec::new();
+    for source in SOURCES {
+        println!("cargo:rerun-if-changed={}", root.join(source).display());
+        collect(&root.join(source), &mut files);
+    }
+    let mut named: Vec<(String, PathBuf)> = files
+        .into_iter()
+        .filter_map(|file| {
+            let relative = file.strip_prefix(&root).ok()?.to_str()?.replace('\\', "/");
+            Some((relative, file))
+        })
+        .collect();
+    named.sort();
+    let mut all = blake3::Hasher::new();
+    for (name, file) in named {
+        let Ok(bytes) = fs::read(&file) else { continue };
+        all.update(&(name.len() as u64).to_le_bytes());
+        all.update(name.as_bytes());
+        all.update(blake3::hash(&bytes).as_bytes());
+    }
+    println!("cargo:rustc-env=RECIPE_SOURCES={}", all.finalize().to_hex());
+
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    if let Ok(libtorch) = std::env::var("LIBTORCH") {
+        // an old-style rpath is also used for what libtorch itself needs
+        println!("cargo:rustc-link-arg=-Wl,--disable-new-dtags,-rpath,{libtorch}/lib");
+    }
+}
+
+/// All files below `path`, tests and hidden files left out: they do not end up in the worker.
+fn collect(path: &Path, files: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(path) else {
+        if path.is_file() {
+            files.push(path.to_path_buf());
+        }
+        return;
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if !name.starts_with('.') && !["tests", "benches", "examples", "target"].contains(&&*name) {
+            collect(&entry.path(), files);
+        }
+    }
+}

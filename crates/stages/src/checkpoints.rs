@@ -1,0 +1,159 @@
+//! When checkpoints are taken, and where they go.
+//!
+//! A checkpoint is a directory: what `train` writes, and files of the stage's own. Rank 0 writes
+//! and commits it to the store; the store refuses when another attempt has taken over.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use cache::{Ingest, Key, Store};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use spec::Event;
+use train::{CheckpointState, Optimizer, Policy};
+
+use crate::failure::{Failure, Result, at};
+use crate::stage::Stage;
+use crate::stop;
+
+/// Takes checkpoints of one attempt.
+pub struct Checkpoints<'a> {
+    stage: &'a Stage,
+    store: Store,
+    key: Key,
+    /// Files of the stage's own that every checkpoint holds (equal bytes are stored once).
+    carried: Vec<PathBuf>,
+}
+
+/// What to do after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    GoOn,
+    /// A checkpoint was taken because a stop was asked for.
+    Stop,
+}
+
+/// What a resumed stage gets back beside weights and optimizer.
+pub struct Resumed<S> {
+    /// Steps done.
+    pub step: u64,
+    pub state: S,
+}
+
+impl<'a> Checkpoints<'a> {
+    /// From now on a SIGTERM asks for a checkpoint.
+    pub fn open(stage: &'a Stage) -> Result<Checkpoints<'a>> {
+        stop::catch_term();
+        let key = Key::from_str(&stage.job.key)
+            .map_err(|e| Failure::config(format!("key '{}': {e}", stage.job.key), ""))?;
+        let store = Store::open(&stage.job.store)?;
+        Ok(Checkpoints { stage, store, key, carried: Vec::new() })
+    }
+
+    /// Adds a file to every checkpoint from now on.
+    pub fn carry(&mut self, file: PathBuf) {
+        self.carried.push(file);
+    }
+
+    /// A file that an earlier attempt carried.
+    pub fn carried(&self, name: &str) -> Option<PathBuf> {
+        let path = self.stage.job.resume.as_ref()?.path.join(name);
+        path.exists().then_some(path)
+    }
+
+    /// Restores weights, optimizer and the stage's state, if there is something to go on from.
+    pub fn resume<S: DeserializeOwned>(
+        &self,
+        policy: &mut Policy,
+        optimizer: &mut Optimizer,
+    ) -> Result<Option<Resumed<S>>> {
+        let Some(resume) = &self.stage.job.resume else { return Ok(None) };
+        let saved = policy.load_checkpoint(&resume.path, optimizer)?;
+        if saved.step != resume.step {
+            return Err(Failure::new(
+                spec::FailureClass::Integrity,
+                "W0602",
+                format!("the checkpoint of step {} says it is of step {}", resume.step, saved.step),
+                "run with `--resume never`",
+            ));
+        }
+        let state = serde_json::from_value(saved.extra).map_err(|e| {
+            Failure::new(
+                spec::FailureClass::Integrity,
+                "W0602",
+                format!("the checkpoint's state cannot be read: {e}"),
+                "run with `--resume never`",
+            )
+        })?;
+        self.stage.report.event(&Event::Resumed { step: saved.step });
+        Ok(Some(Resumed { step: saved.step, state }))
+    }
+
+    /// Called after each step: takes a checkpoint where one is due or a stop was asked for.
+    pub fn after<S: Serialize>(
+        &self,
+        step: u64,
+        policy: &Policy,
+        optimizer: &Optimizer,
+        state: &S,
+    ) -> Result<Next> {
+        let every = self.stage.job.checkpoint.every;
+        let due = every > 0 && step.is_multiple_of(every);
+        let stop = self.stage.gang.any(stop::requested(), "stop")?;
+        if due || stop {
+            // a failure to save is the whole gang's failure
+            let saved = if self.stage.gang.leads() {
+                self.save(step, policy, optimizer, state)
+            } else {
+                Ok(())
+            };
+            let broken = self.stage.gang.any(saved.is_err(), "checkpoint")?;
+            saved?;
+            if broken {
+                return Err(Failure::new(
+                    spec::FailureClass::Infra,
+                    "W0505",
+                    format!("rank 0 could not save the checkpoint of step {step}"),
+                    "its own message says why",
+                ));
+            }
+        }
+        Ok(if stop { Next::Stop } else { Next::GoOn })
+    }
+
+    fn save<S: Serialize>(
+        &self,
+        step: u64,
+        policy: &Policy,
+        optimizer: &Optimizer,
+        state: &S,
+    ) -> Result<()> {
+        let dir = self.stage.job.scratch.join(format!("checkpoint-{step}"));
+        if dir.exists() {
+            fs::remove_dir_all(&dir).map_err(at(&dir))?;
+        }
+        fs::create_dir_all(&dir).map_err(at(&dir))?;
+        let extra = serde_json::to_value(state)
+            .map_err(|e| Failure::failed("W0902", format!("state of the stage: {e}"), ""))?;
+        let state = CheckpointState { step, cursor: step, extra };
+        policy.save_checkpoint(&dir, optimizer, &state)?;
+        for file in &self.carried {
+            let name = file.file_name().unwrap_or_default();
+            fs::copy(file, dir.join(name)).map_err(at(file))?;
+        }
+        let job = &self.stage.job;
+        let meta = json!({ "stage": job.stage, "step": step });
+        self.store.commit_checkpoint(&self.key, job.attempt, step, &dir, Ingest::Move, meta)?;
+        self.store.prune_checkpoints(&self.key, job.checkpoint.keep as usize)?;
+        remove(&dir);
+        self.stage.report.event(&Event::Checkpoint { step });
+        Ok(())
+    }
+}
+
+/// Scratch that may stay behind.
+fn remove(dir: &Path) {
+    let _ = fs::remove_dir_all(dir);
+}

@@ -1,0 +1,143 @@
+//! Rows of data as units of training, and what was left out on the way.
+
+use data::Tokenizer;
+use data::chat::TrainOn;
+use data::example::{self, Counts, Example, Limits, Pair};
+use spec::kinds;
+use train::{Branch, Policy, Unit};
+
+use crate::failure::{Failure, Result};
+use crate::report::Metrics;
+use crate::stage::Stage;
+
+/// Units in the order of their rows.
+#[derive(Default)]
+pub struct Examples {
+    pub items: Vec<Unit>,
+    /// The row of each item.
+    pub rows: Vec<usize>,
+    pub counts: Tally,
+}
+
+/// How many rows became what.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Tally {
+    counts: Counts,
+    /// Rows without a token that trains.
+    empty: u64,
+}
+
+impl Tally {
+    /// As metrics `<name>/examples`, `<name>/truncated`, `<name>/dropped` and `<name>/empty`.
+    pub fn metrics(&self, name: &str) -> Metrics {
+        let counts = [
+            ("examples", self.counts.kept - self.empty),
+            ("truncated", self.counts.truncated),
+            ("dropped", self.counts.dropped),
+            ("empty", self.empty),
+        ];
+        counts.into_iter().map(|(what, n)| (format!("{name}/{what}"), n as f64)).collect()
+    }
+}
+
+impl Examples {
+    /// Refuses data of which nothing is left.
+    pub fn required(self, input: &str) -> Result<Examples> {
+        if !self.items.is_empty() {
+            return Ok(self);
+        }
+        let Tally { counts, empty } = self.counts;
+        Err(Failure::data(
+            format!(
+                "input '{input}' has no example to train on: {} rows were dropped as longer than max_length, {empty} have no token that trains",
+                counts.dropped
+            ),
+            "raise `max_length`, or look at `train_on`",
+        ))
+    }
+
+    fn add(&mut self, row: usize, unit: Unit) {
+        if unit.branches.iter().all(|branch| branch.masked() == 0) {
+            self.counts.empty += 1;
+        } else {
+            self.items.push(unit);
+            self.rows.push(row);
+        }
+    }
+}
+
+/// The rows of an input as sequences to train on; none where the input is not given.
+pub fn sequences(
+    stage: &Stage,
+    input: &str,
+    tokenizer: &Tokenizer,
+    train_on: TrainOn,
+    limits: &Limits,
+) -> Result<Examples> {
+    let mut examples = Examples::default();
+    let Some(dataset) = stage.dataset(input)? else { return Ok(examples) };
+    for (row, record) in dataset.records().enumerate() {
+        let counts = &mut examples.counts.counts;
+        for example in example::sft(&record?, tokenizer, train_on, limits, counts)? {
+            examples.add(row, sequence(example));
+        }
+    }
+    Ok(examples)
+}
+
+/// The rows of an input as preference pairs; none where the input is not given.
+pub fn pairs(stage: &Stage, input: &str, tokenizer: &Tokenizer, limits: &Limits) -> Result<Examples> {
+    let mut examples = Examples::default();
+    let Some(dataset) = stage.dataset(input)? else { return Ok(examples) };
+    for (row, record) in dataset.records().enumerate() {
+        let counts = &mut examples.counts.counts;
+        if let Some(pair) = example::preference(&record?, tokenizer, limits, counts)? {
+            examples.add(row, preference(pair));
+        }
+    }
+    Ok(examples)
+}
+
+/// A pair as a unit: the prompt, then chosen and rejected.
+pub fn preference(pair: Pair) -> Unit {
+    Unit { prefix: pair.prefix, branches: vec![branch(pair.chosen), branch(pair.rejected)] }
+}
+
+/// A sequence as a unit.
+pub fn sequence(example: Example) -> Unit {
+    Unit { prefix: Vec::new(), branches: vec![branch(example)] }
+}
+
+fn branch(example: Example) -> Branch {
+    Branch { tokens: example.tokens, mask: example.mask }
+}
+
+/// The sum of the log-probabilities of each branch's masked tokens, by unit. Many units at a
+/// time, in bounded memory.
+pub fn sums(policy: &Policy, units: &[Unit]) -> Result<Vec<Vec<f64>>> {
+    let mut all = Vec::with_capacity(units.len());
+    for part in units.chunks(256) {
+        for unit in policy.logprobs(part)? {
+            let sum = |branch: &Vec<f32>| branch.iter().map(|lp| f64::from(*lp)).sum();
+            all.push(unit.iter().map(sum).collect());
+        }
+    }
+    Ok(all)
+}
+
+/// The recipe's word in the terms of `data`.
+pub fn overlong(choice: kinds::Overlong) -> example::Overlong {
+    match choice {
+        kinds::Overlong::Truncate => example::Overlong::Truncate,
+        kinds::Overlong::Drop => example::Overlong::Drop,
+    }
+}
+
+/// The recipe's word in the terms of `data`.
+pub fn train_on(choice: kinds::TrainOn) -> TrainOn {
+    match choice {
+        kinds::TrainOn::Assistant => TrainOn::Assistant,
+        kinds::TrainOn::Last => TrainOn::Last,
+        kinds::TrainOn::All => TrainOn::All,
+    }
+}

@@ -1,0 +1,40 @@
+//! SIGTERM asks for a checkpoint and a stop; a parent that died ends the rank.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::unistd::getppid;
+
+static REQUESTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn on_term(_: libc::c_int) {
+    REQUESTED.store(true, Ordering::Relaxed);
+}
+
+/// Makes SIGTERM set the flag that [`requested`] reads. Kinds without checkpoints leave the
+/// signal's default, which ends them.
+pub fn catch_term() {
+    let action = SigAction::new(SigHandler::Handler(on_term), SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: the handler only stores to an atomic
+    let _ = unsafe { sigaction(Signal::SIGTERM, &action) };
+}
+
+/// Whether a stop was asked for.
+pub fn requested() -> bool {
+    REQUESTED.load(Ordering::Relaxed)
+}
+
+/// Ends this process once its parent is gone. By polling: the kernel's parent-death signal fires
+/// when the spawning *thread* ends.
+pub fn watch_parent() {
+    let parent = getppid();
+    std::thread::spawn(move || {
+        while getppid() == parent {
+            std::thread::sleep(Duration::from_millis(500));
+        }
+        eprintln!("the parent process is gone: stopping");
+        // SAFETY: ends the process without running destructors, as a kill would
+        unsafe { libc::_exit(spec::job::exit::INFRA) };
+    });
+}
