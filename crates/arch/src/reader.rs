@@ -30,6 +30,11 @@ impl<'a> Reader<'a> {
         self.map.contains_key(key)
     }
 
+    /// Whether there is nothing to read.
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
     /// The object at `key`.
     pub fn object(&self, key: &str) -> Result<Option<Reader<'a>>, Error> {
         match self.value(key) {

@@ -49,7 +49,7 @@ impl Rope {
     /// Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
     pub(crate) fn read(r: &Reader, head_dim: usize, max_positions: usize) -> Result<Self, Error> {
         // As transformers 5 does, a `rope_scaling` that is there wins over `rope_parameters`.
-        let table = match r.object("rope_scaling")? {
+        let table = match r.object("rope_scaling")?.filter(|t| !t.is_empty()) {
             Some(t) => Some(t),
             None => r.object("rope_parameters")?,
         };
@@ -59,14 +59,10 @@ impl Rope {
             None => top_theta,
         }
         .unwrap_or(10_000.0);
-        for (reader, key) in [
-            (Some(r), "partial_rotary_factor"),
-            (table.as_ref(), "partial_rotary_factor"),
-        ] {
-            if let Some(reader) = reader
-                && reader.number(key)?.unwrap_or(1.0) != 1.0
-            {
-                return Err(reader.unsupported(key, "only 1.0 is"));
+        let partial = "partial_rotary_factor";
+        for reader in [Some(r), table.as_ref()].into_iter().flatten() {
+            if reader.number(partial)?.unwrap_or(1.0) != 1.0 {
+                return Err(reader.unsupported(partial, "only 1.0 is"));
             }
         }
         let scaling = match &table {

@@ -49,15 +49,17 @@ impl Sizes {
             value: format!("\"{}\"", self.model_type),
             help: families::known(),
         })?;
+        let heads = self.num_attention_heads;
+        let head_dim = self
+            .head_dim
+            .or_else(|| (heads > 0).then(|| self.hidden_size / heads));
         let base = json!({
             "architectures": [family.architecture],
             "attention_dropout": 0.0,
             "bos_token_id": bos,
             "dtype": "float32",
             "eos_token_id": eos,
-            "head_dim": self.head_dim.or_else(|| {
-                (self.num_attention_heads > 0).then(|| self.hidden_size / self.num_attention_heads)
-            }),
+            "head_dim": head_dim,
             "hidden_act": "silu",
             "hidden_size": self.hidden_size,
             "initializer_range": 0.02,

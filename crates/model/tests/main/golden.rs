@@ -2,7 +2,7 @@
 
 use crate::support::{MODELS, Model, expected, worst};
 use model::Layout;
-use tch::{Kind, Tensor};
+use tch::Kind;
 
 #[test]
 fn logprobs_alone_are_those_of_transformers() {
@@ -142,5 +142,20 @@ fn no_rows_at_all_is_a_forward_too() {
     let model = Model::load("qwen3-tied", Kind::Float);
     let hidden = model.hidden(&[], &Layout::default());
     assert_eq!(hidden.size(), [0, 40]);
-    let _: Tensor = hidden;
+}
+
+#[test]
+fn every_family_has_a_fixture() {
+    let covered: Vec<_> = MODELS
+        .iter()
+        .map(|name| Model::load(name, Kind::Float).decoder.config.family)
+        .map(|family| family.model_type)
+        .collect();
+    for family in arch::FAMILIES {
+        assert!(
+            covered.contains(&family.model_type),
+            "{}",
+            family.model_type
+        );
+    }
 }

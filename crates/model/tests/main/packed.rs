@@ -142,7 +142,7 @@ fn a_bad_row_stays_in_its_own_span() {
     let layout = Layout::sequences(&[5, 9, 3]);
     let packed = Packed::new(&layout, Device::Cpu).unwrap();
     let x = || values(&[17, 2, 4], 0.5);
-    let mut v = x();
+    let v = x();
     let _ = v.get(0).fill_(f64::NAN);
     for window in [None, Some(2)] {
         let spec = AttendSpec { scale: 1.0, window };
@@ -150,8 +150,6 @@ fn a_bad_row_stays_in_its_own_span() {
         let rest = out.narrow(0, 5, 12).isnan().any().int64_value(&[]);
         assert_eq!(rest, 0, "{window:?}");
     }
-    v = x();
-    assert!(v.isfinite().all().int64_value(&[]) == 1);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What is written is what was read.
 
-use crate::support::{MODELS, dir, expected};
+use crate::support::{MODELS, dir};
 use arch::{ModelConfig, Sizes};
 use model::convert::{Conversion, convert};
 use model::files::{Dtype, INDEX, ModelFiles, SINGLE};
@@ -201,5 +201,4 @@ fn copies_share_nothing() {
     let name = "model.norm.weight";
     let _ = copy.get(name).shallow_clone().fill_(3.0);
     assert!(!weights.get(name).equal(copy.get(name)));
-    assert!(!expected("llama-linear").grad_norm.is_empty());
 }

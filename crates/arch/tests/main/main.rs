@@ -1,0 +1,6 @@
+//! Tests of the crate `arch`, in one binary.
+
+mod config;
+mod init;
+mod params;
+mod rope;
