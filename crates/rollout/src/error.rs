@@ -21,6 +21,12 @@ pub enum Error {
     /// Longer than the whole cache.
     #[error("request {request} may reach {len} tokens, more than the {limit} that the cache holds: raise cache_tokens or lower max_tokens")]
     CacheTooSmall { request: u64, len: usize, limit: usize },
+    /// A prompt that fills the length it may have.
+    #[error("the prompt of episode {request} has {prompt} tokens, which leaves none of {limit} for a completion: shorten it or raise max_length")]
+    NoRoom { request: u64, prompt: usize, limit: usize },
+    /// Episodes want a rollout of their own.
+    #[error("the rollout has other requests pending: run them to their end before episodes")]
+    Busy,
     /// Stop strings need text, and text needs a tokenizer.
     #[error("request {request} has stop strings but the rollout has no tokenizer: give it one with `with_tokenizer`")]
     NoTokenizer { request: u64 },
@@ -36,9 +42,6 @@ pub enum Error {
     /// Logits that are not numbers: the weights are damaged.
     #[error("request {request}: the logits at position {position} are not finite: the weights hold NaN or infinity, or overflowed in {kind}")]
     NotFinite { request: u64, position: usize, kind: String },
-    /// A parameter, dtype or device that the engine cannot run.
-    #[error("cannot generate from these weights: {0}")]
-    Weights(String),
     /// Text could not be made from tokens, or tokens from text.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

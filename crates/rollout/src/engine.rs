@@ -1,0 +1,132 @@
+//! One forward of a batch's rows, and the choice of tokens at its ends.
+
+use crate::batch::Batch;
+use crate::cpu::attention;
+use crate::cpu::elem::Elem;
+use crate::cpu::gemm::Shared;
+use crate::cpu::memory::Memory;
+use crate::cpu::ops::{RowOps, elements, elements_mut};
+use crate::paged::Gathered;
+use crate::sampler::{Choice, Pick, Scratch, choose};
+use crate::store::Store;
+use half::bf16;
+use model::{Attend, AttendSpec, Context, Decoder, Libtorch, Ops, Weights};
+use tch::{Kind, Tensor};
+
+/// Positions whose rotary angles are computed at a time. libtorch computes so few elements on one
+/// thread, so an angle has the same bits whatever else is asked for.
+const POSITIONS: i64 = 256;
+
+/// A decoder ready to run: its parameters by segment, shared with the weights.
+pub struct Engine<'m> {
+    decoder: &'m Decoder,
+    segments: Vec<Vec<Tensor>>,
+    head: Tensor,
+    rows: RowOps,
+    /// Cosines and sines `[positions, head_dim / 2]` of the first positions.
+    angles: (Tensor, Tensor),
+}
+
+impl<'m> Engine<'m> {
+    /// Runs `decoder` on `weights` with this many threads.
+    pub fn new(decoder: &'m Decoder, weights: &'m Weights, threads: usize) -> Self {
+        let segments = (0..decoder.segments.len()).map(|s| decoder.segment_params(s, weights)).collect();
+        let head = weights.get(decoder.lm_head_name()).shallow_clone();
+        let angles = decoder.rope(&Tensor::arange(POSITIONS, (Kind::Int64, head.device())), head.kind());
+        Self { decoder, segments, head, rows: RowOps::new(threads), angles }
+    }
+
+    /// Computes the rows of `batch`, leaves their keys and values in `store`, and returns the
+    /// logits `[ends.len(), vocab]` of the rows `ends`.
+    pub fn forward(&mut self, store: &Store, batch: &Batch, ends: &[usize]) -> Tensor {
+        let longest = batch.rows.iter().map(|r| r.position).max().unwrap_or(0);
+        self.extend_angles(i64::from(longest) + 1);
+        match store {
+            Store::F32(memory) => self.run(&Rowwise { rows: &self.rows, memory, batch }, &self.rows, batch, ends),
+            Store::Bf16(memory) => self.run(&Rowwise { rows: &self.rows, memory, batch }, &self.rows, batch, ends),
+            Store::Libtorch(tensors) => {
+                let attend = Gathered::new(tensors, batch, self.head.device());
+                self.run(&attend, &Libtorch, batch, ends)
+            }
+        }
+    }
+
+    fn run(&self, attend: &dyn Attend, ops: &dyn Ops, batch: &Batch, ends: &[usize]) -> Tensor {
+        let index = |v: Vec<i64>| Tensor::from_slice(&v).to_device(self.head.device());
+        let tokens = index(batch.rows.iter().map(|r| i64::from(r.token)).collect());
+        let positions = index(batch.rows.iter().map(|r| i64::from(r.position)).collect());
+        let context = Context {
+            cos: self.angles.0.index_select(0, &positions),
+            sin: self.angles.1.index_select(0, &positions),
+            attend,
+            ops,
+        };
+        let last = self.segments.len() - 1;
+        let mut x = tokens;
+        for (i, params) in self.segments.iter().enumerate() {
+            if i == last && ends.len() < batch.rows.len() {
+                x = x.index_select(0, &index(ends.iter().map(|&r| r as i64).collect()));
+            }
+            x = self.decoder.run(i, params, &x, &context);
+        }
+        ops.linear(&x, &self.head, None)
+    }
+
+    /// Chooses a token for each pick from its row of the logits; `None` where they are not numbers.
+    pub fn choose(&self, logits: &Tensor, picks: &[(usize, Pick)]) -> Vec<Option<Choice>> {
+        match RowOps::takes(logits.kind(), logits.device()) {
+            true if logits.kind() == Kind::BFloat16 => self.choose_of::<bf16>(logits, picks),
+            true => self.choose_of::<f32>(logits, picks),
+            false => {
+                let logits = logits.to_device(tch::Device::Cpu).to_kind(Kind::Float).contiguous();
+                self.choose_of::<f32>(&logits, picks)
+            }
+        }
+    }
+
+    fn choose_of<E: Elem>(&self, logits: &Tensor, picks: &[(usize, Pick)]) -> Vec<Option<Choice>> {
+        let (vocab, logits) = (logits.size()[1] as usize, elements::<E>(logits));
+        let mut out = vec![None; picks.len()];
+        let mut pool = self.rows.pool();
+        let each = picks.len().div_ceil(4 * pool.threads()).max(1);
+        let chosen = Shared(out.as_mut_ptr());
+        pool.run(picks.len().div_ceil(each), |piece| {
+            let mut scratch = Scratch::default();
+            for i in piece * each..((piece + 1) * each).min(picks.len()) {
+                let (row, pick) = &picks[i];
+                let choice = choose(&logits[row * vocab..(row + 1) * vocab], pick, &mut scratch);
+                // SAFETY: one thread has piece's own picks.
+                unsafe { *chosen.get().add(i) = choice };
+            }
+        });
+        out
+    }
+
+    fn extend_angles(&mut self, positions: i64) {
+        while self.angles.0.size()[0] < positions {
+            let from = self.angles.0.size()[0];
+            let next = Tensor::arange_start(from, from + POSITIONS, (Kind::Int64, self.head.device()));
+            let (cos, sin) = self.decoder.rope(&next, self.head.kind());
+            self.angles = (Tensor::cat(&[&self.angles.0, &cos], 0), Tensor::cat(&[&self.angles.1, &sin], 0));
+        }
+    }
+}
+
+/// Attention of a batch's rows over paged keys and values on the CPU.
+struct Rowwise<'a, E> {
+    rows: &'a RowOps,
+    memory: &'a Memory<E>,
+    batch: &'a Batch,
+}
+
+impl<E: Elem> Attend for Rowwise<'_, E> {
+    fn attend(&self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttendSpec) -> Tensor {
+        let (q, k, v) = (q.contiguous(), k.contiguous(), v.contiguous());
+        let mut out = q.empty_like();
+        let mut pool = self.rows.pool();
+        attention::store(&mut pool, self.memory, layer, self.batch, elements::<E>(&k), elements::<E>(&v));
+        let (scale, result) = (spec.scale as f32, elements_mut::<E>(&mut out));
+        attention::attend(&mut pool, self.memory, layer, self.batch, elements::<E>(&q), result, scale, spec.window);
+        out
+    }
+}

@@ -1,0 +1,330 @@
+//! The engine as its users see it: requests in, samples out.
+
+use crate::blocks::BLOCK;
+use crate::engine::Engine;
+use crate::sampler::Pick;
+use crate::scheduler::Scheduler;
+use crate::sequence::Sequence;
+use crate::store::KvCache;
+use crate::{Error, Request, Sample, Sampling};
+use data::Tokenizer;
+use model::{Decoder, Weights};
+use std::ops::Range;
+use std::rc::Rc;
+
+/// Sizes of a rollout. They change speed and memory, never a completion.
+#[derive(Debug, Clone)]
+pub struct RolloutConfig {
+    /// Most rows (prompt tokens being computed plus sequences being extended) of one forward.
+    pub max_rows: usize,
+    /// Most sequences being computed at once.
+    pub max_sequences: usize,
+    /// Tokens whose keys and values a cache holds; 0 takes as many as fit in 512 MiB.
+    pub cache_tokens: usize,
+    /// Tokens that end a completion unless `ignore_eos`.
+    pub eos: Vec<u32>,
+    /// Threads of the CPU path; 0 takes libtorch's number.
+    pub threads: usize,
+    /// Plain libtorch operators on the CPU too, as on other devices: slower, and a completion may
+    /// then depend, in its last bits, on its batch.
+    pub plain: bool,
+}
+
+impl Default for RolloutConfig {
+    fn default() -> Self {
+        Self { max_rows: 1024, max_sequences: 256, cache_tokens: 0, eos: Vec::new(), threads: 0, plain: false }
+    }
+}
+
+/// What a rollout did so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Forwards.
+    pub steps: u64,
+    /// Rows computed.
+    pub rows: u64,
+    /// Tokens sampled.
+    pub sampled: u64,
+    /// Prompt tokens found in the cache instead of computed.
+    pub reused: u64,
+    /// Times that a sequence gave up its blocks and was computed again.
+    pub preempted: u64,
+}
+
+/// Generates from `weights` as they are. It borrows them; a change through a shared tensor while
+/// sequences are pending is found and refused.
+pub struct Rollout<'m> {
+    decoder: &'m Decoder,
+    weights: &'m Weights,
+    tokenizer: Option<&'m Tokenizer>,
+    config: RolloutConfig,
+    engine: Engine<'m>,
+    cache: KvCache,
+    scheduler: Scheduler,
+    arrivals: u64,
+    stats: Stats,
+}
+
+impl<'m> Rollout<'m> {
+    /// A rollout with a cache of its own.
+    ///
+    /// # Errors
+    /// If the weights cannot be generated from.
+    pub fn new(decoder: &'m Decoder, weights: &'m Weights, config: RolloutConfig) -> Result<Self, Error> {
+        let cache = KvCache::new(&decoder.config, weights, &config)?;
+        Self::with_cache(decoder, weights, config, cache)
+    }
+
+    /// A rollout that uses the memory of `cache`, and its prefixes if they came from these very
+    /// values of the weights.
+    ///
+    /// # Errors
+    /// If the cache was made for another shape, kind or device.
+    pub fn with_cache(
+        decoder: &'m Decoder,
+        weights: &'m Weights,
+        config: RolloutConfig,
+        mut cache: KvCache,
+    ) -> Result<Self, Error> {
+        cache.serve(&decoder.config, weights, &config)?;
+        let threads = if config.threads == 0 { torch::threads::get() } else { config.threads };
+        let engine = tch::no_grad(|| Engine::new(decoder, weights, threads));
+        let scheduler = Scheduler::new(config.max_rows, config.max_sequences);
+        Ok(Self {
+            decoder,
+            weights,
+            tokenizer: None,
+            config,
+            engine,
+            cache,
+            scheduler,
+            arrivals: 0,
+            stats: Stats::default(),
+        })
+    }
+
+    /// The cache, for the next rollout; what is pending is dropped.
+    pub fn into_cache(mut self) -> KvCache {
+        self.scheduler.clear(&mut self.cache.blocks);
+        self.cache
+    }
+
+    /// The tokenizer that stop strings are found with.
+    pub fn with_tokenizer(mut self, tokenizer: &'m Tokenizer) -> Self {
+        self.tokenizer = Some(tokenizer);
+        self
+    }
+
+    /// The version that samples are stamped with.
+    pub fn weights_version(&self) -> u64 {
+        self.weights.version
+    }
+
+    /// Most tokens of one sequence: what the model's positions and the cache allow.
+    pub fn max_length(&self) -> usize {
+        self.decoder.config.max_positions.min(self.cache.tokens())
+    }
+
+    /// What was done so far.
+    pub fn stats(&self) -> Stats {
+        Stats { reused: self.scheduler.reused, preempted: self.scheduler.preempted, ..self.stats }
+    }
+
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// A request that can never be served, by what is wrong with it; nothing is queued then.
+    pub fn submit(&mut self, request: Request) -> Result<(), Error> {
+        let samples = 0..request.samples;
+        self.submit_tagged(request, samples, 0)
+    }
+
+    /// Queues some of a request's samples, known to the submitter by `tag`.
+    pub(crate) fn submit_tagged(&mut self, request: Request, samples: Range<usize>, tag: usize) -> Result<(), Error> {
+        self.check(&request)?;
+        self.arrivals += 1;
+        self.scheduler.add(Sequence::new(Rc::new(request), samples, self.arrivals, tag));
+        Ok(())
+    }
+
+    /// One forward; returns the samples that ended with it, in order of arrival.
+    ///
+    /// # Errors
+    /// Weights that changed meanwhile, logits that are not numbers, a tokenizer that fails. What
+    /// was pending is dropped then.
+    pub fn step(&mut self) -> Result<Vec<Sample>, Error> {
+        Ok(self.step_tagged()?.into_iter().map(|(_, sample)| sample).collect())
+    }
+
+    /// [`Rollout::step`] with the tags of the samples.
+    pub(crate) fn step_tagged(&mut self) -> Result<Vec<(usize, Sample)>, Error> {
+        let mut done = self.advance()?;
+        done.sort_by_key(|s| s.arrival);
+        Ok(done.into_iter().map(|s| (s.tag, self.sample(s))).collect())
+    }
+
+    /// Runs everything that is queued, and `requests`, to the end; samples in the order of the
+    /// requests, then of samples.
+    ///
+    /// # Errors
+    /// As [`Rollout::submit`] and [`Rollout::step`].
+    pub fn run_all(&mut self, requests: Vec<Request>) -> Result<Vec<Sample>, Error> {
+        requests.iter().try_for_each(|r| self.check(r))?;
+        for request in requests {
+            self.submit(request)?;
+        }
+        let mut done = Vec::new();
+        while !self.is_idle() {
+            done.extend(self.advance()?);
+        }
+        done.sort_by_key(|s| s.arrival);
+        Ok(done.into_iter().map(|s| self.sample(s)).collect())
+    }
+
+    /// Whether nothing is queued.
+    pub fn is_idle(&self) -> bool {
+        self.scheduler.is_idle()
+    }
+
+    /// Drops everything that is queued.
+    pub fn clear(&mut self) {
+        self.scheduler.clear(&mut self.cache.blocks);
+    }
+
+    fn advance(&mut self) -> Result<Vec<Sequence>, Error> {
+        let done = self.try_advance();
+        if done.is_err() {
+            self.clear();
+        }
+        done
+    }
+
+    fn try_advance(&mut self) -> Result<Vec<Sequence>, Error> {
+        if self.is_idle() {
+            return Ok(Vec::new());
+        }
+        self.cache.check(self.weights)?;
+
+        // 1. what to compute
+        let round = self.scheduler.schedule(&mut self.cache.blocks);
+        for &(from, to) in &round.copies {
+            self.cache.copy(from, to);
+        }
+        let ends: Vec<(usize, usize)> = round.ends(&self.scheduler.running).collect();
+
+        // 2. compute it, choose a token for every sample at its end
+        let rows: Vec<usize> = ends.iter().map(|e| e.0).collect();
+        let logits = tch::no_grad(|| self.engine.forward(&self.cache.store, &round.batch, &rows));
+        self.scheduler.advance(&round, &mut self.cache.blocks);
+        let running = &self.scheduler.running;
+        let picks: Vec<(usize, Pick)> = ends
+            .iter()
+            .enumerate()
+            .flat_map(|(row, &(_, at))| {
+                let s = &running[at];
+                let pick = move |sample| Pick {
+                    sampling: &s.request.sampling,
+                    request: s.request.id,
+                    sample,
+                    position: s.tokens.len(),
+                };
+                s.samples.clone().map(move |sample| (row, pick(sample)))
+            })
+            .collect();
+        let choices = self.engine.choose(&logits, &picks);
+        self.stats.steps += 1;
+        self.stats.rows += round.batch.rows.len() as u64;
+        self.stats.sampled += choices.len() as u64;
+
+        // 3. append the tokens, split groups, collect what ended
+        let mut choices = choices.into_iter();
+        let (tokenizer, eos) = (self.tokenizer, &self.config.eos);
+        let kind = self.weights.kind();
+        let mut append = |s: &mut Sequence| -> Result<(), Error> {
+            let choice = choices.next().flatten().ok_or_else(|| Error::NotFinite {
+                request: s.request.id,
+                position: s.tokens.len(),
+                kind: format!("{kind:?}").to_lowercase(),
+            })?;
+            s.tokens.push(choice.token);
+            s.logprobs.push(choice.logprob);
+            let text_stop = ends_in_stop(tokenizer, &s.request.sampling, s.completion())?;
+            s.settle(eos, text_stop);
+            Ok(())
+        };
+        for &(_, at) in &ends {
+            if self.scheduler.running[at].samples.len() == 1 {
+                append(&mut self.scheduler.running[at])?;
+            } else {
+                self.scheduler.fork(at, &mut self.cache.blocks, &mut append)?;
+            }
+        }
+        Ok(self.scheduler.take_finished(&mut self.cache.blocks))
+    }
+
+    fn sample(&self, s: Sequence) -> Sample {
+        Sample {
+            request: s.request.id,
+            sample: s.samples.start,
+            tokens: s.completion().to_vec(),
+            logprobs: s.logprobs,
+            finish: s.finish.unwrap_or(crate::Finish::Length),
+            weights_version: self.weights.version,
+        }
+    }
+
+    fn check(&self, request: &Request) -> Result<(), Error> {
+        let id = request.id;
+        request.sampling.check()?;
+        if request.prompt.is_empty() {
+            return Err(Error::EmptyPrompt { request: id });
+        }
+        if request.samples == 0 {
+            return Err(Error::NoSamples { request: id });
+        }
+        let vocab = self.decoder.config.vocab_size;
+        if let Some(&token) = request.prompt.iter().find(|&&t| t as usize >= vocab) {
+            return Err(Error::Token { request: id, token, vocab });
+        }
+        if !request.sampling.stop.is_empty() && self.tokenizer.is_none() {
+            return Err(Error::NoTokenizer { request: id });
+        }
+        let prompt = request.prompt.len();
+        let len = prompt.saturating_add(request.sampling.max_tokens);
+        let limit = self.decoder.config.max_positions;
+        if len > limit {
+            return Err(Error::TooLong { request: id, len, prompt, limit });
+        }
+        let limit = self.cache.tokens();
+        if len.next_multiple_of(BLOCK) > limit {
+            return Err(Error::CacheTooSmall { request: id, len, limit });
+        }
+        Ok(())
+    }
+}
+
+/// Whether the text of a completion holds a stop string that its last token completed.
+fn ends_in_stop(tokenizer: Option<&Tokenizer>, sampling: &Sampling, completion: &[u32]) -> Result<bool, Error> {
+    let Some(tokenizer) = tokenizer.filter(|_| !sampling.stop.is_empty()) else {
+        return Ok(false);
+    };
+    // a token is a byte of text at least; the few more are for those that are less (half a
+    // character, a space that decoding drops at the beginning)
+    let longest = sampling.stop.iter().map(String::len).max().unwrap_or(0) + 8;
+    let text = tokenizer
+        .decode(&completion[completion.len().saturating_sub(longest)..], false)
+        .map_err(|e| Error::Tokenizer(e.to_string()))?;
+    Ok(sampling.stop.iter().any(|stop| text.contains(stop.as_str())))
+}
+
+/// The text of a completion: special tokens left out, cut before the first stop string.
+///
+/// # Errors
+/// The tokenizer's.
+pub fn text(tokenizer: &Tokenizer, sampling: &Sampling, tokens: &[u32]) -> Result<String, Error> {
+    let mut text = tokenizer.decode(tokens, true).map_err(|e| Error::Tokenizer(e.to_string()))?;
+    if let Some(at) = sampling.stop.iter().filter_map(|stop| text.find(stop.as_str())).min() {
+        text.truncate(at);
+    }
+    Ok(text)
+}

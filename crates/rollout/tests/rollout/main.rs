@@ -1,0 +1,9 @@
+//! The rollout engine as a whole, on tiny models.
+
+mod agreement;
+mod bits;
+mod cache;
+mod common;
+mod episodes;
+mod fixtures;
+mod stops;
