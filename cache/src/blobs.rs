@@ -8,10 +8,12 @@
 //! it is not what its name says. Large blobs are synced to disk; small ones are hashed again after
 //! a reboot (see [`crate::hashcache`]), so that power loss cannot make them lie.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard};
 
 use crate::Digest;
 use crate::error::{Error, Result};
@@ -155,18 +157,17 @@ impl Store {
         Ok((digest, size))
     }
 
+    /// Sends a remote blob, unless this process has and it is still there.
     fn send(&self, digest: &Digest, put: impl FnOnce(&str) -> Result<()>) -> Result<()> {
-        let lock = || {
-            self.seen
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner())
-        };
-        if lock().contains(digest) {
+        let path = path_of(digest);
+        let sent = set(&self.sent).contains(digest) && !set(&self.wrong).contains(digest);
+        if sent && self.backend.size(&path)?.is_some() {
             return Ok(());
         }
         self.mark_format()?;
-        put(&path_of(digest))?;
-        lock().insert(*digest);
+        put(&path)?;
+        set(&self.wrong).remove(digest);
+        set(&self.sent).insert(*digest);
         Ok(())
     }
 
@@ -178,6 +179,7 @@ impl Store {
         };
         let found = Digest::of(&bytes);
         if found != *digest {
+            set(&self.wrong).insert(*digest);
             return Err(self.corrupt(&path, format!("its bytes hash to {found}")));
         }
         Ok(bytes)
@@ -206,6 +208,7 @@ impl Store {
         let found = Digest::of_file(to)?;
         if found != *digest {
             let _ = fs::remove_file(to);
+            set(&self.wrong).insert(*digest);
             return Err(self.corrupt(&path, format!("its bytes hash to {found}")));
         }
         Ok(())
@@ -228,6 +231,11 @@ impl Store {
             let Some(size) = self.backend.size(&path)? else {
                 return Ok(Found::Missing);
             };
+            if !again && set(&self.wrong).contains(digest) {
+                return Ok(Found::Corrupt(
+                    "its bytes were read and hash to another name".into(),
+                ));
+            }
             if !again {
                 return Ok(Found::Good(size));
             }
@@ -302,6 +310,10 @@ fn take(local: &Local, path: &Path, how: Ingest) -> Result<Temporary> {
     }
     local::set_mode(to, 0o444).map_err(Error::io("protect", to))?;
     Ok(temporary)
+}
+
+fn set(of: &Mutex<HashSet<Digest>>) -> MutexGuard<'_, HashSet<Digest>> {
+    of.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 fn stat(file: &File, path: &Path) -> Result<FileId> {

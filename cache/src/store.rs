@@ -27,8 +27,10 @@ pub struct Store {
     pub(crate) hashes: Arc<HashCache>,
     pub(crate) paranoid: bool,
     pub(crate) ttl: Duration,
-    /// Blobs this process has sent or read back whole: a remote put of them is skipped.
-    pub(crate) seen: Arc<Mutex<HashSet<Digest>>>,
+    /// Remote blobs that this process has sent: while they are there they are not sent again.
+    pub(crate) sent: Arc<Mutex<HashSet<Digest>>>,
+    /// Remote blobs whose bytes this process has read and found wrong.
+    pub(crate) wrong: Arc<Mutex<HashSet<Digest>>>,
     /// The object `format` is known to be there.
     formatted: Arc<AtomicBool>,
 }
@@ -67,7 +69,8 @@ impl Store {
             hashes: Arc::new(HashCache::new(hashes)),
             paranoid: false,
             ttl: TTL,
-            seen: Arc::default(),
+            sent: Arc::default(),
+            wrong: Arc::default(),
             formatted: Arc::default(),
         };
         store.check_format()?;
