@@ -1,5 +1,6 @@
 //! The engine's gradients equal plain autograd's, however the batch is placed.
 
+use arch::ModelConfig;
 use tch::Kind;
 use train::{Checkpointing, Entropy, LossOut, Policy, PolicyConfig};
 
@@ -36,15 +37,15 @@ fn compare(policy: &Policy, got_loss: f64, plain: &Plain, tolerance: f64, what: 
     }
 }
 
-fn equals_plain(kind: Kind, tolerance: f64) {
-    for model in [cases::tied(), cases::untied()] {
+fn equals_plain(models: &[ModelConfig], kind: Kind, tolerance: f64) {
+    for model in models {
         for algorithm in ALGORITHMS {
             let units = cases::units(algorithm, 7, 11);
             let loss = cases::loss(algorithm, &units);
-            let plain = plain::gradients(&model, &cases::weights(&model, kind), &units, 1.0, &loss);
+            let plain = plain::gradients(model, &cases::weights(model, kind), &units, 1.0, &loss);
             for config in placements(kind) {
                 let what = format!("{} {algorithm:?} {config:?}", model.family.model_type);
-                let mut policy = cases::policy(&model, config);
+                let mut policy = cases::policy(model, config);
                 let got = policy.accumulate(&units, &loss).expect(&what);
                 compare(&policy, got.loss, &plain, tolerance, &what);
             }
@@ -54,12 +55,12 @@ fn equals_plain(kind: Kind, tolerance: f64) {
 
 #[test]
 fn gradients_equal_plain_autograd_in_fp32() {
-    equals_plain(Kind::Float, 1e-6);
+    equals_plain(&[cases::tied(), cases::untied()], Kind::Float, 1e-6);
 }
 
 #[test]
 fn gradients_equal_plain_autograd_in_fp64() {
-    equals_plain(Kind::Double, 1e-10);
+    equals_plain(&[cases::tied(), cases::untied(), cases::biased()], Kind::Double, 1e-10);
 }
 
 #[test]

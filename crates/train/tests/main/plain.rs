@@ -1,9 +1,10 @@
-//! The reference: each sequence alone, whole logits, naive attention, one autograd graph.
+//! The reference: each sequence alone, whole logits, naive attention, one autograd graph. The
+//! segments' arithmetic is the policy's; `kernels` holds it against libtorch's.
 
 use std::collections::{BTreeMap, HashMap};
 
 use arch::ModelConfig;
-use model::{Attend, AttendSpec, Context, Decoder, Libtorch, Weights};
+use model::{Attend, AttendSpec, Context, Decoder, Weights};
 use tch::{Device, Kind, Tensor};
 use train::{Error, LossOut, Tokens, Unit, UnitSpan};
 
@@ -61,24 +62,27 @@ pub fn gradients(
             let ids: Vec<i64> =
                 u.prefix.iter().chain(&branch.tokens).map(|&t| i64::from(t)).collect();
             let positions = Tensor::arange(ids.len() as i64, (Kind::Int64, Device::Cpu));
-            let context = Context::new(&decoder, &positions, kind, &Naive, &Libtorch);
+            let context = Context::new(&decoder, &positions, kind, &Naive, &kernels::Fused);
             let hidden = decoder.forward(&live, &Tensor::from_slice(&ids), &context);
             let logits = hidden.matmul(&live.get(decoder.lm_head_name()).tr()) / temperature;
             let lsm = logits.log_softmax(-1, kind);
             let start = at;
-            for (i, _) in branch.mask.iter().enumerate().filter(|(_, m)| **m) {
-                let position = (u.prefix.len() + i) as i64;
-                let row = lsm.get(position - 1);
-                logp.push(row.get(ids[position as usize]));
-                entropy.push(-(row.exp() * &row).sum(kind));
-                at += 1;
-            }
+            let first = u.prefix.len();
+            let places = branch.mask.iter().enumerate().filter(|(_, m)| **m);
+            let places: Vec<i64> = places.map(|(i, _)| (first + i) as i64).collect();
+            at += places.len();
+            let targets: Vec<i64> = places.iter().map(|&p| ids[p as usize]).collect();
+            let rows = lsm.index_select(0, &(Tensor::from_slice(&places) - 1));
+            let targets = Tensor::from_slice(&targets).unsqueeze(-1);
+            logp.push(rows.gather(-1, &targets, false).squeeze_dim(-1));
+            entropy.push(-(rows.exp() * rows).sum_dim_intlist([-1i64].as_slice(), false, kind));
             branches.push(start..at);
         }
         spans.push(UnitSpan { unit, branches });
     }
     let tokens =
-        Tokens { logp: Tensor::stack(&logp, 0), entropy: Tensor::stack(&entropy, 0), units: &spans };
+        Tokens { logp: Tensor::cat(&logp, 0), entropy: Tensor::cat(&entropy, 0), units: &spans };
+    let logp = Vec::try_from(tokens.logp.to_kind(Kind::Double)).expect("numbers");
     let loss = loss(&tokens).expect("a loss").loss;
     let inputs: Vec<&Tensor> = inputs.iter().collect();
     let grads = torch::autograd::vjp(&[&loss], &[&loss.ones_like()], &inputs, false).expect("a graph");
@@ -87,6 +91,5 @@ pub fn gradients(
         .zip(grads)
         .map(|(name, grad)| (name, grad.expect("every parameter is used")))
         .collect();
-    let logp = logp.iter().map(|x| x.double_value(&[])).collect();
     Plain { loss: loss.double_value(&[]), grads, logp }
 }

@@ -21,7 +21,7 @@ fn grads(policy: &train::Policy) -> BTreeMap<String, Tensor> {
 
 #[test]
 fn adamw_follows_its_formula_and_spares_norms_and_biases() {
-    let model = cases::untied();
+    let model = cases::biased();
     let units = cases::units(Algorithm::Sft, 5, 3);
     let loss = cases::loss(Algorithm::Sft, &units);
     let mut policy = cases::policy(&model, double());
@@ -137,9 +137,9 @@ fn bf16_compute_is_close_and_its_masters_collect_what_bf16_would_lose() {
     let compute = half.weights().get("model.norm.weight").copy();
     let mut optimizer =
         Optimizer::new(OptimizerConfig::Sgd { momentum: 0.0, weight_decay: 0.0 }, None);
-    half.apply(&mut optimizer, 1e-6).expect("finite");
+    half.apply(&mut optimizer, 1e-4).expect("finite");
     let moved = ratio(half.masters().get("model.norm.weight"), &before);
-    assert!(moved > 0.0 && moved < 1e-5, "{moved}");
+    assert!(moved > 0.0 && moved < 1e-3, "{moved}");
     assert!(half.weights().get("model.norm.weight").equal(&compute));
     half.accumulate(&units, &loss).expect("a step");
     half.apply(&mut optimizer, 10.0).expect("finite");
