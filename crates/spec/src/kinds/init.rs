@@ -47,8 +47,8 @@ config! {
         pub sliding_window: u64 = 0,
         /// Standard deviation of fresh weights.
         pub init_std: f64 = 0.02,
-        /// `chatml`, `none`, or the text of a Jinja template.
-        pub chat_template: String = "chatml".to_owned(),
+        /// `default` (one token opens a turn, one ends it), `none`, or the text of a Jinja template.
+        pub chat_template: String = "default".to_owned(),
         /// Precision of the tensors written.
         pub dtype: StoreDtype = StoreDtype::Fp32,
         /// Seed of the weights.
