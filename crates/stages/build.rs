@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Everything that decides what the worker computes, from the workspace's root. A new crate under
-/// the worker belongs here; `tests/main.rs` compares this list with the dependencies.
+/// the worker belongs here; `tests/main/contract.rs` compares this list with the dependencies.
 const SOURCES: &[&str] = &[
     "Cargo.lock",
     "Cargo.toml",

@@ -1,0 +1,78 @@
+//! Killed at any moment and gone on from a checkpoint, a stage gives the bits of an uninterrupted
+//! one.
+
+use serde_json::{Value, json};
+use spec::{Event, JobSpec};
+
+use crate::bench::{Bench, digest, preferences, sums};
+
+/// Runs `job` twice from its start: once whole, once interrupted twice. The outputs must be equal.
+fn survives(bench: &Bench, job: &JobSpec, whole: &JobSpec) {
+    let uninterrupted = digest(&bench.ok(whole));
+
+    let killed = bench.interrupt(job, 4, libc::SIGKILL);
+    assert_eq!(killed.code, None, "{}", killed.stderr);
+    let resumed = bench.resumed(job);
+    assert!(resumed.resume.as_ref().is_some_and(|r| r.step >= 3), "{:?}", resumed.resume);
+
+    let stopped = bench.interrupt(&resumed, 6, libc::SIGTERM);
+    assert_eq!(stopped.code, Some(75), "{}", stopped.stderr);
+    let Some(Event::Stopped { step }) = stopped.events.last() else {
+        panic!("{:?}", stopped.events)
+    };
+    let resumed = bench.resumed(&resumed);
+    assert_eq!(resumed.resume.as_ref().map(|r| r.step), Some(*step));
+
+    let ended = bench.run(&resumed);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(ended.events.iter().any(|e| matches!(e, Event::Resumed { step: s } if s == step)));
+    assert_eq!(digest(&resumed.outputs["model"]), uninterrupted);
+}
+
+fn every(mut job: JobSpec, steps: u64) -> JobSpec {
+    job.checkpoint.every = steps;
+    job
+}
+
+#[test]
+fn sft_goes_on_as_if_nothing_had_happened() {
+    let bench = Bench::new();
+    let model = bench.tiny("model", json!({}));
+    let data = bench.rows("sums.jsonl", &sums(11));
+    let with = json!({ "steps": 12, "batch_size": 4, "lr": 0.01, "warmup": 2, "weight_decay": 0.1 });
+    let job = |name| bench.job("sft", name, with.clone(), &[("model", &model), ("data", &data)]);
+    survives(&bench, &every(job("sft"), 3), &job("whole"));
+}
+
+#[test]
+fn bf16_keeps_its_masters() {
+    let bench = Bench::new();
+    let model = bench.tiny("model", json!({}));
+    let data = bench.rows("sums.jsonl", &sums(11));
+    let with = json!({ "steps": 12, "batch_size": 4, "lr": 0.01, "dtype": "bf16" });
+    let job = |name| bench.job("sft", name, with.clone(), &[("model", &model), ("data", &data)]);
+    survives(&bench, &every(job("sft"), 3), &job("whole"));
+}
+
+#[test]
+fn dpo_goes_on_with_the_same_reference() {
+    let bench = Bench::new();
+    let model = bench.tiny("model", json!({}));
+    let data = bench.rows("pairs.jsonl", &preferences(11));
+    let with = json!({ "steps": 12, "batch_size": 4, "lr": 0.01 });
+    let job = |name| bench.job("dpo", name, with.clone(), &[("model", &model), ("data", &data)]);
+    survives(&bench, &every(job("dpo"), 3), &job("whole"));
+}
+
+#[test]
+fn grpo_goes_on_with_its_surplus() {
+    let bench = Bench::new();
+    let model = bench.tiny("model", json!({}));
+    let with = json!({
+        "environment": { "name": "addition", "digits": 1 }, "steps": 10, "batch_size": 3,
+        "group_size": 4, "lr": 0.003, "max_tokens": 4, "dynamic_sampling": true, "updates": 2,
+        "kl_beta": 0.01, "seed": 5,
+    });
+    let job = |name| bench.job("grpo", name, Value::clone(&with), &[("model", &model)]);
+    survives(&bench, &every(job("grpo"), 3), &job("whole"));
+}
