@@ -297,7 +297,12 @@ fn apply_setting(
             Diagnostic::new(codes::SETTING, what).suggest(wrong, names.iter().map(String::as_str)),
         ));
     }
-    let was_string = root.nearest(&path.join(".")).as_str().is_some() && found == path.len();
+    // a lone reference has its parameter's type, whatever that is
+    let was_string = found == path.len()
+        && root
+            .nearest(&path.join("."))
+            .as_str()
+            .is_some_and(|old| !(old.starts_with("${") && old.ends_with('}')));
     let number = files.add(format!("-S {text}"), text);
     let offset = text.len() - value.len();
     let mut node = setting_value(files, number, value.trim(), was_string);

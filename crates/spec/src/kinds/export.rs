@@ -10,8 +10,8 @@ config! {
         pub dtype: StoreDtype = StoreDtype::Keep,
         /// Largest safetensors file in bytes before the weights are split.
         pub max_shard_bytes: u64 = 5_000_000_000,
-        /// Title of the model card; empty takes the recipe's name when the card is written.
-        pub title: String = String::new(),
+        /// Title of the model card.
+        pub title: String = "Model card".to_owned(),
     }
 }
 
