@@ -6,7 +6,7 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cache::{Claim, Claimed, Cost, Key, Liveness, Published, Reason, ResultRecord, Store};
+use cache::{Claim, Claimed, Cost, Keep, Key, Liveness, Published, Reason, ResultRecord, Store};
 use serde_json::{Map, Value, json};
 use spec::{Event, ResumeSpec};
 
@@ -122,7 +122,8 @@ struct Runner<'a> {
 
 /// What one attempt came to.
 enum Tried {
-    Result(Box<ResultRecord>),
+    /// With its outputs in the store, safe from collection until it is published.
+    Result(Box<ResultRecord>, Keep),
     Failed(AttemptError),
     Stopped { checkpoint: bool },
     Fenced,
@@ -153,7 +154,7 @@ impl Runner<'_> {
             });
             let tried = self.attempt(&claim, &log).unwrap_or_else(|e| Tried::Failed(e.into()));
             match tried {
-                Tried::Result(record) => match self.shared.store.publish(&claim, &record)? {
+                Tried::Result(record, _keep) => match self.shared.store.publish(&claim, &record)? {
                     Published::Published => return Ok(End::Ran(record)),
                     Published::Other { record } => return Ok(End::Adopted(record)),
                     Published::Sealed { why } => self.warn(format!("attempt {attempt} was taken over ({why})")),
@@ -296,6 +297,7 @@ impl Runner<'_> {
         for (name, source) in job.inputs.values().flatten().filter_map(|i| i.source.as_ref()) {
             source.still(name, store)?;
         }
+        let keep = store.keep_blobs()?;
         let outputs = match job::ingest(stage, &layout, store) {
             Ok(outputs) => outputs,
             Err(error) => return Ok(Tried::Failed(error)),
@@ -310,14 +312,15 @@ impl Runner<'_> {
             "max_rss": end.max_rss,
             "finished": crate::clock::now(),
         });
-        Ok(Tried::Result(Box::new(ResultRecord {
+        let record = ResultRecord {
             preimage: job.keyed.text.clone(),
             outputs,
             metrics,
             cost: Cost { seconds: self.start.elapsed().as_secs_f64(), gpu_seconds: seconds * job.gpus.len() as f64 },
             numerics: Value::Array(numerics),
             provenance: into_map(provenance),
-        })))
+        };
+        Ok(Tried::Result(Box::new(record), keep))
     }
 
     /// The checkpoint to continue from, on local disk. Numerics of the steps before it come along.

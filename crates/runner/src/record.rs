@@ -61,6 +61,7 @@ pub struct Recorder<'a> {
     events: BufWriter<File>,
     metrics: Option<BufWriter<File>>,
     started: String,
+    /// When the run began.
     clock: Instant,
     written: Option<Instant>,
     sent: Instant,
@@ -69,7 +70,12 @@ pub struct Recorder<'a> {
 }
 
 impl<'a> Recorder<'a> {
-    pub fn start(plan: &'a Plan, options: &'a Options, store: &Store) -> Result<Recorder<'a>, Error> {
+    pub fn start(
+        plan: &'a Plan,
+        options: &'a Options,
+        store: &Store,
+        clock: Instant,
+    ) -> Result<Recorder<'a>, Error> {
         let id = clock::run_id();
         let (dir, remote) = match store.run_path(&id, "events.jsonl")? {
             Some(path) => (path.parent().map(Path::to_owned).unwrap_or_default(), None),
@@ -90,7 +96,7 @@ impl<'a> Recorder<'a> {
             events,
             metrics: None,
             started: clock::now(),
-            clock: Instant::now(),
+            clock,
             written: None,
             sent: Instant::now(),
             failure: None,

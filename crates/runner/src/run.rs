@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cache::ResultRecord;
 use spec::{Assertion, Plan, Reference};
@@ -31,8 +31,9 @@ const TICK: Duration = Duration::from_millis(100);
 ///
 /// An error is a failure of the runner itself; what happens to stages is in the [`Outcome`].
 pub fn run(plan: &Plan, options: &Options, reporter: &mut dyn Reporter) -> Result<Outcome, Error> {
+    let clock = Instant::now();
     let session = Session::open(plan, options)?;
-    let recorder = Recorder::start(plan, options, &session.store)?;
+    let recorder = Recorder::start(plan, options, &session.store, clock)?;
     let slots = Slots::new(options)?;
     let (tell, told) = channel();
     let shared = Arc::new(Shared {

@@ -9,7 +9,7 @@ use spec::plan::Part;
 use spec::{Plan, Preimage, Reference, Trainer};
 
 use crate::error::Error;
-use crate::options::Options;
+use crate::options::{Force, Options};
 use crate::source::Sources;
 use crate::trainer;
 
@@ -50,6 +50,17 @@ pub struct Session<'p> {
 impl<'p> Session<'p> {
     /// Opens the store, looks at the sources (without network) and asks the worker who it is.
     pub fn open(plan: &'p Plan, options: &'p Options) -> Result<Session<'p>, Error> {
+        let index: HashMap<&str, usize> =
+            plan.order.iter().enumerate().map(|(i, s)| (s.stage.name.as_str(), i)).collect();
+        if let Force::Stages(names) = &options.force
+            && let Some(unknown) = names.iter().find(|n| !index.contains_key(n.as_str()))
+        {
+            let known: Vec<&str> = plan.order.iter().map(|s| s.stage.name.as_str()).collect();
+            return Err(Error::Usage {
+                message: format!("--force names stage '{unknown}', which the recipe does not have"),
+                help: Some(format!("its stages are {}", known.join(", "))),
+            });
+        }
         let store = Store::open(&options.store)?;
         let taken = || plan.order.iter().filter(|s| s.part != Part::Out);
         let mut names: Vec<&str> = Vec::new();
@@ -68,7 +79,6 @@ impl<'p> Session<'p> {
             trainer = trainer::identity(&path, &store)?;
             worker = Some(path);
         }
-        let index = plan.order.iter().enumerate().map(|(i, s)| (s.stage.name.as_str(), i)).collect();
         Ok(Session { plan, options, store, sources, worker, trainer, index, accepted: OnceCell::new() })
     }
 

@@ -83,7 +83,9 @@ impl Sources {
                         }
                         sources.lock.set(origin, Pin { digest, commit: None });
                     }
-                    Some(Known { digest, from: From::Local(path.clone()) })
+                    // Processes that read it work in directories of their own.
+                    let at = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+                    Some(Known { digest, from: From::Local(at) })
                 }
                 (_, None) if locked => {
                     let message = format!("source '{name}' ({spec}) is not in it");
