@@ -10,6 +10,7 @@
 //! kill them when it dies. What happens goes out as [`Report`]s; the run record is one subscriber (record.rs).
 
 pub mod guard;
+pub mod machine;
 
 mod attempt;
 mod cancel;
@@ -19,7 +20,6 @@ mod gang;
 mod history;
 mod job;
 mod launch;
-mod machine;
 mod options;
 mod outcome;
 mod record;
@@ -42,3 +42,4 @@ pub use report::{Report, Reporter, Silent, VERSION as REPORT_VERSION};
 pub use resolve::{Resolved, State, Why, resolve};
 pub use run::run;
 pub use session::Found;
+pub use trainer::{ask, worker};

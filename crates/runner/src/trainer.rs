@@ -44,14 +44,27 @@ struct Remembered {
     trainer: Trainer,
 }
 
-/// What the worker computes, asked once per binary.
-pub fn identity(worker: &Path, store: &Store) -> Result<Trainer, Error> {
-    let fail = |message: String| Error::Worker {
+/// Asks a worker who it is, by a process that loads libtorch.
+pub fn ask(worker: &Path) -> Result<Trainer, Error> {
+    let out = Command::new(worker).arg("identity").output().map_err(|e| unusable(worker, e.to_string()))?;
+    if !out.status.success() {
+        let said = String::from_utf8_lossy(&out.stderr);
+        return Err(unusable(worker, format!("`identity` ended with {}: {}", out.status, said.trim())));
+    }
+    serde_json::from_slice(&out.stdout).map_err(|e| unusable(worker, format!("`identity` printed something else: {e}")))
+}
+
+fn unusable(worker: &Path, message: String) -> Error {
+    Error::Worker {
         path: worker.to_owned(),
         message,
         help: Some("run it by hand to see what is wrong: `recipe-worker identity`".into()),
-    };
-    let meta = std::fs::metadata(worker).map_err(|e| fail(e.to_string()))?;
+    }
+}
+
+/// What the worker computes, asked once per binary.
+pub fn identity(worker: &Path, store: &Store) -> Result<Trainer, Error> {
+    let meta = std::fs::metadata(worker).map_err(|e| unusable(worker, e.to_string()))?;
     let stat: Stat = (
         meta.dev(),
         meta.ino(),
@@ -70,13 +83,7 @@ pub fn identity(worker: &Path, store: &Store) -> Result<Trainer, Error> {
     if let Some(known) = all.get(&name).filter(|r| r.stat == stat) {
         return Ok(known.trainer.clone());
     }
-    let out = Command::new(worker).arg("identity").output().map_err(|e| fail(e.to_string()))?;
-    if !out.status.success() {
-        let said = String::from_utf8_lossy(&out.stderr);
-        return Err(fail(format!("`identity` ended with {}: {}", out.status, said.trim())));
-    }
-    let trainer: Trainer =
-        serde_json::from_slice(&out.stdout).map_err(|e| fail(format!("`identity` printed something else: {e}")))?;
+    let trainer = ask(worker)?;
     all.insert(name, Remembered { stat, trainer: trainer.clone() });
     if let Some(path) = memory {
         // Forgetting costs a second the next time, no more.
