@@ -1,0 +1,313 @@
+//! The command line, as clap reads it. What each verb does is in [`crate::verbs`].
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+
+/// Runs LLM post-training as a build: what a recipe asks for is computed once, and never twice.
+#[derive(Debug, Parser)]
+#[command(name = "recipe", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+const EXIT_CODES: &str = "Exit codes:
+  0 ok   1 a stage failed   2 usage or recipe error   3 an assertion failed
+  4 infrastructure, worth a retry   5 store integrity   6 recipe.lock is stale
+  7 plan --detailed-exitcode: something would run   75 stopped with a checkpoint, resumable
+  130/143 stopped by a signal without one";
+
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run what is missing
+    Run(Box<RunArgs>),
+    /// Say what would run, what is reused, and why
+    Plan(PlanArgs),
+    /// Say which fields of a stage's key differ from its last result
+    Why(WhyArgs),
+    /// Parse, resolve and validate a recipe; no work
+    Check(CheckArgs),
+    /// Take an artifact out of the store
+    Get(GetArgs),
+    /// Draw the stages and what they read from each other
+    Graph(GraphArgs),
+    /// List runs
+    Runs(RunsArgs),
+    /// Show a run
+    Show(ShowArgs),
+    /// Print the log of a stage of a run
+    Logs(LogsArgs),
+    /// Look into the artifact store
+    Cache(CacheArgs),
+    /// Print the JSON Schema of the recipe file
+    Schema,
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Check what this machine has
+    Doctor(DoctorArgs),
+    /// Make a folder with a recipe that runs
+    Init(InitArgs),
+}
+
+/// A recipe and its layers.
+#[derive(Debug, Args)]
+pub struct RecipeArgs {
+    /// The recipe file
+    pub recipe: PathBuf,
+    /// Set a parameter (lr=1e-4) or any path (stage.sft.with.lr=1e-4)
+    #[arg(short = 'S', value_name = "NAME=VALUE")]
+    pub set: Vec<String>,
+    /// Apply [profile.NAME]
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
+}
+
+/// Where the store is.
+#[derive(Debug, Args)]
+pub struct StoreArgs {
+    /// The store: a directory, s3://, gs:// or az:// [default: .recipe at the project root]
+    #[arg(long, value_name = "URL")]
+    pub store: Option<String>,
+}
+
+/// Which stages.
+#[derive(Debug, Args)]
+pub struct SelectArgs {
+    /// Only these stages; what they read must be in the store
+    #[arg(long, value_name = "STAGE")]
+    pub only: Vec<String>,
+    /// These stages and what they read (as naming them does)
+    #[arg(long, value_name = "STAGE")]
+    pub until: Vec<String>,
+    /// These stages and what reads them
+    #[arg(long, value_name = "STAGE")]
+    pub from: Vec<String>,
+    /// Not these stages; what reads them takes their result from the store
+    #[arg(long, value_name = "STAGE")]
+    pub skip: Vec<String>,
+}
+
+/// How stages are looked up and computed.
+#[derive(Debug, Args)]
+pub struct ComputeArgs {
+    /// Compute again although a result exists: all selected stages, or these
+    #[arg(long, value_name = "STAGE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub force: Vec<String>,
+    /// Where stages compute
+    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
+    pub device: DeviceArg,
+    /// Refuse sources that recipe.lock does not describe
+    #[arg(long)]
+    pub locked: bool,
+    /// Never touch the network
+    #[arg(long)]
+    pub offline: bool,
+    /// Reuse results that another build of the trainer computed
+    #[arg(long)]
+    pub accept_trainer: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum DeviceArg {
+    /// CUDA where this machine has a GPU, else the CPU
+    Auto,
+    Cpu,
+    Cuda,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ResumeArg {
+    /// Go on from the newest checkpoint
+    Auto,
+    /// Start stages from their beginning
+    Never,
+}
+
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// These stages and what they read; all, when none is named
+    #[arg(value_name = "STAGE")]
+    pub stages: Vec<String>,
+    #[command(flatten)]
+    pub select: SelectArgs,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+    /// Go on with stages that do not need a failed one
+    #[arg(long)]
+    pub keep_going: bool,
+    /// Most stages at once
+    #[arg(short = 'j', value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub jobs: Option<u32>,
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// What to do with checkpoints of an interrupted stage
+    #[arg(long, value_enum, default_value_t = ResumeArg::Auto)]
+    pub resume: ResumeArg,
+    /// Write what happens to FILE as JSON lines
+    #[arg(long, value_name = "FILE")]
+    pub events: Option<PathBuf>,
+    /// Print the outcome as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// These stages and what they read; all, when none is named
+    #[arg(value_name = "STAGE")]
+    pub stages: Vec<String>,
+    #[command(flatten)]
+    pub select: SelectArgs,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Print the plan as JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Exit 7 when something would run
+    #[arg(long)]
+    pub detailed_exitcode: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct WhyArgs {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// The stage
+    pub stage: String,
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Print the differences as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Print the resolved recipe as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct GetArgs {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// The artifact
+    #[arg(value_name = "STAGE.OUTPUT")]
+    pub output: String,
+    /// The directory to make
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Hard-link to the store instead of copying; the files are then read-only
+    #[arg(long)]
+    pub link: bool,
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum GraphFormat {
+    Dot,
+    Mermaid,
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub struct GraphArgs {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    #[arg(long, value_enum, default_value_t = GraphFormat::Dot)]
+    pub format: GraphFormat,
+}
+
+#[derive(Debug, Args)]
+pub struct RunsArgs {
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Print the records as JSON lines
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// A run's id, the start of one, or `last`
+    pub run: String,
+    /// Print the metrics of a stage as JSON lines
+    #[arg(long, value_name = "STAGE")]
+    pub metrics: Option<String>,
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Print the record as JSON
+    #[arg(long, conflicts_with = "metrics")]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct LogsArgs {
+    /// A run's id, the start of one, or `last`
+    pub run: String,
+    pub stage: String,
+    /// Which attempt [default: the last]
+    #[arg(long, value_name = "N")]
+    pub attempt: Option<u32>,
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct CacheArgs {
+    #[command(subcommand)]
+    pub verb: CacheVerb,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum CacheVerb {
+    /// Say what the store holds
+    Stat {
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check that everything is what its name says
+    Verify {
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Hash every blob again, whatever its file's times say
+        #[arg(long)]
+        paranoid: bool,
+        /// Print as JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// The folder to make
+    pub dir: PathBuf,
+}

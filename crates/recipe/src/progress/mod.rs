@@ -1,0 +1,48 @@
+//! Watching a run: live bars on a terminal, plain lines elsewhere, JSON lines in a file.
+
+mod events;
+pub mod plain;
+pub mod stage;
+mod terminal;
+
+use crate::fail::Fail;
+use crate::output;
+use events::Events;
+use plain::Plain;
+use runner::{Report, Reporter};
+use spec::Plan;
+use stage::Live;
+use std::path::Path;
+use terminal::Terminal;
+
+/// All subscribers of one run.
+pub struct Watch(Vec<Box<dyn Reporter>>);
+
+impl Watch {
+    /// Progress on stderr, and events to a file where one is named.
+    pub fn new(plan: &Plan, events: Option<&Path>) -> Result<Self, Fail> {
+        let mut all: Vec<Box<dyn Reporter>> = Vec::new();
+        if let Some(path) = events {
+            all.push(Box::new(Events::create(path)?));
+        }
+        // bars need a terminal that understands cursor movement
+        let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+        if std::io::IsTerminal::is_terminal(&std::io::stderr()) && !dumb {
+            all.push(Box::new(Terminal::new(
+                plan,
+                output::colour(&std::io::stderr()),
+            )));
+        } else {
+            all.push(Box::new(Plain::new()));
+        }
+        Ok(Self(all))
+    }
+}
+
+impl Reporter for Watch {
+    fn report(&mut self, event: &Report) {
+        for reporter in &mut self.0 {
+            reporter.report(event);
+        }
+    }
+}

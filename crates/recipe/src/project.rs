@@ -1,0 +1,125 @@
+//! Where things are: the project root, the store, the recipe with its layers.
+
+use crate::args::{ComputeArgs, DeviceArg, RecipeArgs, SelectArgs, StoreArgs};
+use crate::fail::Fail;
+use crate::names;
+use spec::{Layers, Plan, Recipe, Selection, Setting};
+use std::path::{Path, PathBuf};
+
+/// The nearest folder from `start` upwards that has `.git` or `recipe.lock`, else `start`.
+pub fn root(start: &Path) -> PathBuf {
+    let start = std::path::absolute(start).unwrap_or_else(|_| start.to_owned());
+    start
+        .ancestors()
+        .find(|dir| dir.join(".git").exists() || dir.join("recipe.lock").is_file())
+        .unwrap_or(&start)
+        .to_owned()
+}
+
+/// The store that a verb uses: `--store`, else `.recipe` at the root of the project that holds
+/// `start`. The latter is made invisible to git when it is made.
+pub fn store(args: &StoreArgs, start: &Path) -> String {
+    if let Some(url) = &args.store {
+        return url.clone();
+    }
+    root(start).join(".recipe").display().to_string()
+}
+
+/// Makes the default store's folder with a `.gitignore` that hides it.
+pub fn prepare_store(args: &StoreArgs, url: &str) -> Result<(), Fail> {
+    if args.store.is_some() {
+        return Ok(());
+    }
+    let dir = Path::new(url);
+    let ignore = dir.join(".gitignore");
+    if !ignore.exists() {
+        std::fs::create_dir_all(dir).map_err(|e| Fail::io("make the store", dir, &e))?;
+        std::fs::write(&ignore, "*\n").map_err(|e| Fail::io("write", &ignore, &e))?;
+    }
+    Ok(())
+}
+
+/// The store of a verb that has no recipe; it must be there.
+pub fn open_store(args: &StoreArgs) -> Result<cache::Store, Fail> {
+    let here = std::env::current_dir().map_err(|e| Fail::io("read", Path::new("."), &e))?;
+    let url = store(args, &here);
+    let local = !url.contains("://");
+    if local && !Path::new(&url).is_dir() {
+        return Err(Fail::not_stored(
+            format!("there is no store at '{url}'"),
+            "run a recipe first, go to the project's folder, or name a store with --store",
+        ));
+    }
+    Ok(cache::Store::open(&url)?)
+}
+
+/// The folder a recipe lies in.
+pub fn folder(recipe: &Path) -> &Path {
+    match recipe.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Reads a recipe, and checks the names that other crates know.
+pub fn load(args: &RecipeArgs) -> Result<Recipe, Fail> {
+    let layers = Layers {
+        profile: args.profile.clone(),
+        settings: args.set.iter().cloned().map(Setting).collect(),
+    };
+    let recipe = spec::load(&args.recipe, &layers)?;
+    names::check(&recipe)?;
+    Ok(recipe)
+}
+
+/// The selection that a command line asks for.
+pub fn selection(stages: Vec<String>, select: SelectArgs) -> Result<Selection, Fail> {
+    let mut targets = stages;
+    targets.extend(select.until);
+    if !select.only.is_empty() && !(targets.is_empty() && select.from.is_empty()) {
+        return Err(Fail::usage(
+            "--only is given with other stages or --from",
+            "--only says exactly which stages may run; leave the others out",
+        ));
+    }
+    Ok(Selection {
+        targets,
+        only: select.only,
+        from: select.from,
+        skip: select.skip,
+    })
+}
+
+/// What a run or a plan needs from the command line.
+pub fn options(store: String, compute: ComputeArgs, plan: &Plan) -> Result<runner::Options, Fail> {
+    let mut options = runner::Options::new(store);
+    options.force = if compute.force.iter().any(String::is_empty) {
+        runner::Force::All
+    } else if compute.force.is_empty() {
+        runner::Force::None
+    } else {
+        for name in &compute.force {
+            if plan.get(name).is_none() {
+                let known = plan.recipe.stages.keys().map(String::as_str);
+                return Err(Fail::Recipe(Box::new(
+                    spec::Diagnostic::new(
+                        spec::codes::SELECTION,
+                        format!("the recipe has no stage '{name}'"),
+                    )
+                    .suggest(name, known),
+                )));
+            }
+        }
+        runner::Force::Stages(compute.force)
+    };
+    options.device = match compute.device {
+        DeviceArg::Auto => runner::Device::Auto,
+        DeviceArg::Cpu => runner::Device::Cpu,
+        DeviceArg::Cuda => runner::Device::Cuda,
+    };
+    options.locked = compute.locked;
+    options.offline = compute.offline;
+    options.accept_trainer = compute.accept_trainer;
+    options.command_line = std::env::args().collect();
+    Ok(options)
+}

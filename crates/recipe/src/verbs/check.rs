@@ -1,0 +1,76 @@
+//! `recipe check`: parse, resolve, validate; no work.
+
+use crate::args::CheckArgs;
+use crate::fail::Fail;
+use crate::{output, project};
+use serde_json::{Map, Value, json};
+use spec::{Plan, Recipe, Selection};
+
+pub fn run(args: CheckArgs) -> Result<u8, Fail> {
+    let recipe = project::load(&args.recipe)?;
+    let plan = Plan::new(recipe, &Selection::default())?;
+    if args.json {
+        output::json(&resolved(&plan));
+        return Ok(0);
+    }
+    let Recipe {
+        name,
+        stages,
+        sources,
+        ..
+    } = &plan.recipe;
+    output::line(format!(
+        "{name}: ok, {} and {}",
+        plural(stages.len(), "stage"),
+        plural(sources.len(), "source")
+    ));
+    Ok(0)
+}
+
+fn plural(n: usize, word: &str) -> String {
+    if n == 1 {
+        format!("1 {word}")
+    } else {
+        format!("{n} {word}s")
+    }
+}
+
+/// The resolved recipe: what every stage will be asked to do, defaults filled in.
+fn resolved(plan: &Plan) -> Value {
+    let sources: Map<String, Value> = plan
+        .recipe
+        .sources
+        .iter()
+        .map(|(name, s)| (name.clone(), json!(s.from.to_string())))
+        .collect();
+    let stages: Vec<Value> = plan
+        .order
+        .iter()
+        .map(|planned| {
+            let stage = &planned.stage;
+            let inputs: Map<String, Value> = stage
+                .inputs
+                .iter()
+                .map(|(name, refs)| {
+                    (
+                        name.clone(),
+                        json!(refs.iter().map(ToString::to_string).collect::<Vec<_>>()),
+                    )
+                })
+                .collect();
+            json!({
+                "stage": stage.name,
+                "kind": stage.kind.name,
+                "in": inputs,
+                "with": stage.with,
+                "out": stage.outputs.iter().map(|o| o.name.clone()).collect::<Vec<_>>(),
+                "resources": stage.placement.resources,
+                "checkpoint": stage.placement.checkpoint,
+                "retry": stage.placement.retry,
+                "timeout_seconds": stage.placement.timeout.map(|t| t.as_secs()),
+                "assert": stage.assertions,
+            })
+        })
+        .collect();
+    json!({ "version": 1, "recipe": plan.recipe.name, "sources": sources, "stages": stages })
+}

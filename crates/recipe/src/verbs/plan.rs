@@ -1,0 +1,141 @@
+//! `recipe plan`: what would run, what is reused, what is undecided, why, and what it cost last time.
+
+use crate::args::PlanArgs;
+use crate::fail::Fail;
+use crate::format::{duration, table};
+use crate::{output, project};
+use runner::{Resolved, State};
+use serde_json::{Value, json};
+use spec::Plan;
+
+/// Exit code of `--detailed-exitcode` when something would run.
+const WOULD_RUN: u8 = 7;
+
+pub fn run(args: PlanArgs) -> Result<u8, Fail> {
+    let recipe = project::load(&args.recipe)?;
+    let selection = project::selection(args.stages, args.select)?;
+    let plan = Plan::new(recipe, &selection)?;
+    let url = project::store(&args.store, project::folder(&args.recipe.recipe));
+    let options = project::options(url, args.compute, &plan)?;
+    let stages = runner::resolve(&plan, &options)?;
+    if args.json {
+        output::json(&as_json(&plan, &stages));
+    } else {
+        output::line(as_text(&plan, &stages));
+    }
+    let missing: Vec<&str> = stages
+        .iter()
+        .filter(|s| matches!(s.state, State::Missing))
+        .map(|s| s.stage.as_str())
+        .collect();
+    if let Some(first) = missing.first() {
+        return Err(Fail::not_stored(
+            format!(
+                "stage '{first}' is needed, but the selection does not let it run and the store has no result of it"
+            ),
+            "select it too",
+        ));
+    }
+    let idle = stages
+        .iter()
+        .all(|s| matches!(s.state, State::Reuse(_) | State::Out));
+    Ok(if args.detailed_exitcode && !idle {
+        WOULD_RUN
+    } else {
+        0
+    })
+}
+
+/// One word per state.
+fn word(state: &State) -> &'static str {
+    match state {
+        State::Reuse(_) => "reuse",
+        State::Run(_) => "run",
+        State::Undecided(_) => "undecided",
+        State::Missing => "missing",
+        State::Out => "out",
+    }
+}
+
+fn why(stage: &Resolved) -> String {
+    let mut text = match &stage.state {
+        State::Reuse(_) | State::Out => String::new(),
+        State::Run(why) => why.to_string(),
+        State::Undecided(waits) => format!("depends on {}", waits.join(", ")),
+        State::Missing => "not selected, and not in the store".to_owned(),
+    };
+    if let Some(step) = stage.checkpoint {
+        text = format!("{text}; goes on from step {step}");
+    }
+    text
+}
+
+fn cost(stage: &Resolved) -> Option<f64> {
+    stage.past.as_ref().and_then(|p| p.cost_seconds)
+}
+
+fn as_text(plan: &Plan, stages: &[Resolved]) -> String {
+    let mut rows = vec![
+        ["stage", "kind", "", "last time", "why"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    for (planned, stage) in plan
+        .order
+        .iter()
+        .zip(stages)
+        .filter(|(_, s)| !matches!(s.state, State::Out))
+    {
+        rows.push(vec![
+            stage.stage.clone(),
+            planned.stage.kind.name.to_owned(),
+            word(&stage.state).to_owned(),
+            cost(stage).map_or_else(|| "-".to_owned(), duration),
+            why(stage),
+        ]);
+    }
+    let count = |wanted: &str| stages.iter().filter(|s| word(&s.state) == wanted).count();
+    let ahead: Vec<&Resolved> = stages
+        .iter()
+        .filter(|s| matches!(s.state, State::Run(_) | State::Undecided(_)))
+        .collect();
+    let known: f64 = ahead.iter().filter_map(|s| cost(s)).sum();
+    let price = match ahead.iter().filter(|s| cost(s).is_some()).count() {
+        _ if ahead.is_empty() => String::new(),
+        0 => ", at unknown cost".to_owned(),
+        n if n == ahead.len() => format!(", {} last time", duration(known)),
+        n => format!(
+            ", {} last time for the {n} that ran before",
+            duration(known)
+        ),
+    };
+    format!(
+        "{}\n\n{}: {} to run, {} undecided, {} reused{price}",
+        table(&rows),
+        plan.recipe.name,
+        count("run"),
+        count("undecided"),
+        count("reuse")
+    )
+}
+
+fn as_json(plan: &Plan, stages: &[Resolved]) -> Value {
+    let rows: Vec<Value> = plan
+        .order
+        .iter()
+        .zip(stages)
+        .map(|(planned, stage)| {
+            json!({
+                "stage": stage.stage,
+                "kind": planned.stage.kind.name,
+                "state": word(&stage.state),
+                "why": match &stage.state { State::Run(why) => json!(why), _ => Value::Null },
+                "depends_on": match &stage.state { State::Undecided(waits) => json!(waits), _ => Value::Null },
+                "key": stage.key.map(|k| k.hex()),
+                "checkpoint": stage.checkpoint,
+                "cost_seconds": cost(stage),
+            })
+        })
+        .collect();
+    json!({ "version": 1, "recipe": plan.recipe.name, "stages": rows })
+}

@@ -1,0 +1,137 @@
+//! `recipe run`: what is missing is computed, and the outcome said.
+
+use crate::args::{ResumeArg, RunArgs};
+use crate::fail::{self, Fail};
+use crate::format::{duration, table};
+use crate::progress::{Watch, plain, stage};
+use crate::{output, project};
+use runner::{Outcome, Status};
+use serde_json::json;
+use spec::Plan;
+
+pub fn run(args: RunArgs) -> Result<u8, Fail> {
+    let recipe = project::load(&args.recipe)?;
+    let file = args.recipe.recipe.clone();
+    let selection = project::selection(args.stages, args.select)?;
+    let plan = Plan::new(recipe, &selection)?;
+    let url = project::store(&args.store, project::folder(&file));
+    project::prepare_store(&args.store, &url)?;
+    let mut options = project::options(url, args.compute, &plan)?;
+    options.keep_going = args.keep_going;
+    options.jobs = args.jobs.map(|n| n as usize);
+    options.resume = match args.resume {
+        ResumeArg::Auto => runner::Resume::Auto,
+        ResumeArg::Never => runner::Resume::Never,
+    };
+    // before any thread starts, so that all of them leave these signals to the one that waits
+    options.cancel.on_signals()?;
+    let mut watch = Watch::new(&plan, args.events.as_deref())?;
+    let outcome = runner::run(&plan, &options, &mut watch)?;
+    if args.json {
+        let mut value = serde_json::to_value(&outcome).unwrap_or_default();
+        value["version"] = json!(1);
+        output::json(&value);
+    } else {
+        output::line(summary(&outcome));
+        if let Some(hint) = hint(&plan, &file.display().to_string(), &outcome) {
+            output::line(hint);
+        }
+    }
+    for stage in &outcome.stages {
+        if let Some(report) = report(stage) {
+            output::error(&report);
+        }
+    }
+    Ok(outcome.exit_code)
+}
+
+/// The table at the end: every stage with state, time, key metrics and artifact.
+fn summary(outcome: &Outcome) -> String {
+    let mut rows = vec![
+        ["stage", "kind", "state", "time", "metrics", "artifact"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    for stage in &outcome.stages {
+        let artifacts: Vec<String> = stage
+            .outputs
+            .iter()
+            .map(|(name, digest)| format!("{name} {}", digest.get(..12).unwrap_or(digest)))
+            .collect();
+        rows.push(vec![
+            stage.stage.clone(),
+            stage.kind.clone(),
+            plain::word(stage.status).to_owned(),
+            if stage.status == Status::Reused {
+                "-".to_owned()
+            } else {
+                duration(stage.seconds)
+            },
+            stage::key_metrics(&stage.metrics),
+            artifacts.join(", "),
+        ]);
+    }
+    let reused = outcome
+        .stages
+        .iter()
+        .filter(|s| s.status == Status::Reused)
+        .count();
+    format!(
+        "\n{}\n\nrun {} of {}: {} of {} stages reused, {}",
+        table(&rows),
+        outcome.run,
+        outcome.recipe,
+        reused,
+        outcome.stages.len(),
+        duration(outcome.seconds)
+    )
+}
+
+/// What to type next.
+fn hint(plan: &Plan, file: &str, outcome: &Outcome) -> Option<String> {
+    match outcome.exit_code {
+        0 => {
+            // the last stage that makes something nobody in the recipe reads
+            let last = plan
+                .order
+                .iter()
+                .rev()
+                .find(|s| s.downstream.is_empty() && !s.stage.outputs.is_empty())?;
+            let name = &last.stage.name;
+            let output = &last.stage.outputs[0].name;
+            Some(format!(
+                "take the result out: recipe get {file} {name}.{output} --to DIR"
+            ))
+        }
+        75 => Some("stopped with a checkpoint: the same command goes on from there".to_owned()),
+        _ => None,
+    }
+}
+
+/// What a stage's failure was, once more at the end where it is read first. Attempts that failed
+/// have been reported with their logs when it happened.
+fn report(stage: &runner::StageOutcome) -> Option<String> {
+    let name = &stage.stage;
+    match (stage.status, &stage.error) {
+        (Status::AssertionFailed | Status::Failed, Some(error)) => {
+            let code = error
+                .code
+                .clone()
+                .unwrap_or_else(|| fail::class_code(error.class).to_owned());
+            Some(fail::text(
+                &code,
+                &format!("stage '{name}': {}", error.message),
+                error.help.as_deref(),
+            ))
+        }
+        (Status::AssertionFailed, None) => Some(fail::text(
+            spec::codes::ASSERTION,
+            &format!(
+                "stage '{name}': {}",
+                stage.why.as_deref().unwrap_or("an assertion does not hold")
+            ),
+            None,
+        )),
+        _ => None,
+    }
+}

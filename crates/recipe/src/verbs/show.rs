@@ -1,0 +1,89 @@
+//! `recipe show RUN`: a run's record, or a stage's metrics as JSON lines.
+
+use crate::args::ShowArgs;
+use crate::fail::Fail;
+use crate::format::{duration, table};
+use crate::progress::stage::key_metrics;
+use crate::verbs::runs::{find, record, state, text};
+use crate::{output, project};
+use serde_json::Value;
+use spec::diagnostic::suggestion;
+use std::collections::BTreeMap;
+
+pub fn run(args: ShowArgs) -> Result<u8, Fail> {
+    let store = project::open_store(&args.store)?;
+    let id = find(&store, &args.run)?;
+    let Some(record) = record(&store, &id)? else {
+        return Err(Fail::not_stored(
+            format!("run '{id}' has no record"),
+            "it died before it wrote one",
+        ));
+    };
+    let stages = record["stages"].as_array().cloned().unwrap_or_default();
+    if let Some(name) = &args.metrics {
+        let known = || stages.iter().filter_map(|s| s["stage"].as_str());
+        if !known().any(|s| s == name) {
+            return Err(Fail::not_stored(
+                format!("run '{id}' has no stage '{name}'"),
+                suggestion(name, known()),
+            ));
+        }
+        metrics(
+            &store.get_run(&id, "metrics.jsonl")?.unwrap_or_default(),
+            name,
+        );
+        return Ok(0);
+    }
+    if args.json {
+        output::json(&record);
+        return Ok(0);
+    }
+    output::line(format!(
+        "run      {id}\nrecipe   {} ({})\nstarted  {}\nstate    {}, {}\n",
+        text(&record, "recipe"),
+        text(&record, "file"),
+        text(&record, "started"),
+        state(&record),
+        record["seconds"].as_f64().map(duration).unwrap_or_default(),
+    ));
+    let mut rows = vec![
+        ["stage", "kind", "state", "time", "metrics", "key"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    for stage in &stages {
+        rows.push(vec![
+            text(stage, "stage"),
+            text(stage, "kind"),
+            text(stage, "status").replace('_', " "),
+            stage["seconds"].as_f64().map(duration).unwrap_or_default(),
+            key_metrics(&numbers(&stage["metrics"])),
+            text(stage, "key").get(..12).unwrap_or("-").to_owned(),
+        ]);
+    }
+    output::line(table(&rows));
+    for stage in stages.iter().filter(|s| s["error"].is_object()) {
+        let error = &stage["error"];
+        output::line(format!(
+            "\n{}: {}",
+            text(stage, "stage"),
+            text(error, "message")
+        ));
+    }
+    Ok(0)
+}
+
+fn numbers(metrics: &Value) -> BTreeMap<String, f64> {
+    serde_json::from_value(metrics.clone()).unwrap_or_default()
+}
+
+/// The lines of one stage, as they were recorded.
+fn metrics(lines: &[u8], stage: &str) {
+    for line in String::from_utf8_lossy(lines).lines() {
+        // a line cut short by a crash is not JSON and is passed over
+        let matches = serde_json::from_str::<Value>(line).is_ok_and(|v| v["stage"] == stage);
+        if matches {
+            output::line(line);
+        }
+    }
+}
