@@ -93,10 +93,10 @@ impl Store {
                 .hashes
                 .known(&stat_at(path)?)
                 .filter(|_| !self.paranoid);
-            if let Some(digest) = known {
-                if let Found::Good(size) = self.look(&digest, false)? {
-                    return Ok((digest, size));
-                }
+            if let Some(digest) = known
+                && let Found::Good(size) = self.look(&digest, false)?
+            {
+                return Ok((digest, size));
             }
         }
         let temporary = take(local, path, how)?;

@@ -64,10 +64,10 @@ impl Store {
             let Some(found) = found else {
                 return Ok(checkpoint);
             };
-            if let Ok(there) = read_checkpoint(key, attempt, step, &found) {
-                if self.artifact_intact(&there.manifest)?.is_yes() {
-                    return Ok(there);
-                }
+            if let Ok(there) = read_checkpoint(key, attempt, step, &found)
+                && self.artifact_intact(&there.manifest)?.is_yes()
+            {
+                return Ok(there);
             }
             // what is there can serve nobody
             self.backend.delete(&path)?;
@@ -222,18 +222,18 @@ impl Store {
     /// Calls `each` with every artifact that a result, checkpoint or pin refers to.
     pub(crate) fn referred_artifacts(&self, each: &mut dyn FnMut(Digest)) -> Result<()> {
         self.backend.list("results", &mut |path, _| {
-            if let Some(bytes) = self.backend.get(path)? {
-                if let Ok(Envelope::Result { record, .. }) = Envelope::decode(&bytes) {
-                    record.outputs.values().for_each(|artifact| each(*artifact));
-                }
+            if let Some(bytes) = self.backend.get(path)?
+                && let Ok(Envelope::Result { record, .. }) = Envelope::decode(&bytes)
+            {
+                record.outputs.values().for_each(|artifact| each(*artifact));
             }
             Ok(())
         })?;
         self.backend.list("checkpoints", &mut |path, _| {
-            if let Some(bytes) = self.backend.get(path)? {
-                if let Ok(Envelope::Checkpoint(found)) = Envelope::decode(&bytes) {
-                    each(found.manifest);
-                }
+            if let Some(bytes) = self.backend.get(path)?
+                && let Ok(Envelope::Checkpoint(found)) = Envelope::decode(&bytes)
+            {
+                each(found.manifest);
             }
             Ok(())
         })?;

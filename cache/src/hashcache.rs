@@ -141,10 +141,8 @@ impl HashCache {
     /// always with `again`.
     pub fn digest(&self, path: &Path, again: bool) -> Result<(Digest, u64)> {
         let meta = fs::metadata(path).map_err(Error::io("stat", path))?;
-        if !again {
-            if let Some(digest) = self.known(&FileId::of(&meta)) {
-                return Ok((digest, meta.len()));
-            }
+        if !again && let Some(digest) = self.known(&FileId::of(&meta)) {
+            return Ok((digest, meta.len()));
         }
         let file = File::open(path).map_err(Error::io("open", path))?;
         self.hash(&file, path)

@@ -311,28 +311,31 @@ fn s3(bucket: &str) -> AmazonS3Builder {
             .or_else(|| ini(&config, &format!("profile {profile}"), key))
             .or_else(|| ini(&config, &profile, key))
     };
-    if !set("AWS_ACCESS_KEY_ID") {
-        if let (Some(id), Some(secret)) = (
+    if !set("AWS_ACCESS_KEY_ID")
+        && let (Some(id), Some(secret)) = (
             profiled("aws_access_key_id"),
             profiled("aws_secret_access_key"),
-        ) {
-            builder = builder
-                .with_access_key_id(id)
-                .with_secret_access_key(secret);
-            if let Some(token) = profiled("aws_session_token") {
-                builder = builder.with_token(token);
-            }
+        )
+    {
+        builder = builder
+            .with_access_key_id(id)
+            .with_secret_access_key(secret);
+        if let Some(token) = profiled("aws_session_token") {
+            builder = builder.with_token(token);
         }
     }
-    if !set("AWS_REGION") && !set("AWS_DEFAULT_REGION") {
-        if let Some(region) = profiled("region") {
-            builder = builder.with_region(region);
-        }
+    if !set("AWS_REGION")
+        && !set("AWS_DEFAULT_REGION")
+        && let Some(region) = profiled("region")
+    {
+        builder = builder.with_region(region);
     }
-    if !set("AWS_ENDPOINT") && !set("AWS_ENDPOINT_URL") && !set("AWS_ENDPOINT_URL_S3") {
-        if let Some(endpoint) = profiled("endpoint_url") {
-            builder = builder.with_endpoint(endpoint);
-        }
+    if !set("AWS_ENDPOINT")
+        && !set("AWS_ENDPOINT_URL")
+        && !set("AWS_ENDPOINT_URL_S3")
+        && let Some(endpoint) = profiled("endpoint_url")
+    {
+        builder = builder.with_endpoint(endpoint);
     }
     // an endpoint of one's own (a test server, MinIO) is often plain http
     let plain = ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"]
@@ -360,12 +363,12 @@ fn ini(text: &str, section: &str, key: &str) -> Option<String> {
     for line in text.lines().map(str::trim) {
         if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
             inside = name.trim() == section;
-        } else if inside && !line.starts_with(['#', ';']) {
-            if let Some((name, value)) = line.split_once('=') {
-                if name.trim() == key {
-                    return Some(value.trim().to_owned());
-                }
-            }
+        } else if inside
+            && !line.starts_with(['#', ';'])
+            && let Some((name, value)) = line.split_once('=')
+            && name.trim() == key
+        {
+            return Some(value.trim().to_owned());
         }
     }
     None

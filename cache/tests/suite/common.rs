@@ -32,8 +32,15 @@ impl Place {
     }
 }
 
+/// A folder in memory where there is one: thousands of syncs are not what is tested.
+fn folder() -> TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .unwrap()
+}
+
 pub fn local() -> Place {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let backend = Arc::new(Local::open(&folder.path().join("store")).unwrap());
     Place {
         name: "local",
@@ -43,7 +50,7 @@ pub fn local() -> Place {
 }
 
 pub fn memory() -> Place {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let store = Arc::new(InMemory::new());
     let backend = Arc::new(Remote::new("memory://", store, "some/prefix".into()));
     Place {
@@ -54,7 +61,7 @@ pub fn memory() -> Place {
 }
 
 pub fn files() -> Place {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let root = folder.path().join("store");
     std::fs::create_dir(&root).unwrap();
     let store = Arc::new(LocalFileSystem::new_with_prefix(&root).unwrap());
@@ -69,7 +76,7 @@ pub fn files() -> Place {
 /// The server that ci/s3.sh started, if it did.
 pub fn s3() -> Option<Place> {
     let url = std::env::var("RECIPE_TEST_S3").ok()?;
-    let folder = tempfile::tempdir().unwrap();
+    let folder = folder();
     let unique = folder
         .path()
         .file_name()

@@ -104,7 +104,7 @@ fn try_point(place: &Place, fault: Fault, dies: bool, at: usize) -> bool {
     let mut orphan = None;
     let first = (|| {
         let mut store = Store::with_backend(faulty.clone(), None)?;
-        store.set_ttl(Duration::from_millis(20));
+        store.set_ttl(Duration::from_millis(4));
         let Claimed::Claimed(claim) = store.claim(&key(1), Reason::First, "a")? else {
             panic!("{what}: nobody else is there")
         };
@@ -124,7 +124,7 @@ fn try_point(place: &Place, fault: Fault, dies: bool, at: usize) -> bool {
 
     // the sound one sees a dead owner: by its lock when the claim is dropped, else by silence
     let mut store = place.store();
-    store.set_ttl(Duration::from_millis(20));
+    store.set_ttl(Duration::from_millis(4));
     let second = run(&store, 1, scratch).unwrap_or_else(|e| panic!("{what}: {e}"));
     if matches!(first, Ok(Published::Published)) {
         assert_eq!(
@@ -229,6 +229,6 @@ fn an_ambiguous_exists_is_settled_by_the_nonce() {
             here: true
         }
     );
-    assert_eq!(run(&store, 1, place.folder.path()).unwrap().here, false);
+    assert!(!run(&store, 1, place.folder.path()).unwrap().here);
     check(&place.store(), 1, place.folder.path());
 }

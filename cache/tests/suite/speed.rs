@@ -12,7 +12,9 @@ fn asking_for_what_is_there_is_quick() {
     let stages = 200;
     {
         let store = place.store();
-        (0..stages).for_each(|i| drop(run(&store, i, place.folder.path()).unwrap()));
+        for i in 0..stages {
+            run(&store, i, place.folder.path()).unwrap();
+        }
         std::thread::sleep(Duration::from_millis(40));
         store.flush().unwrap();
     }

@@ -206,7 +206,7 @@ fn an_existing_corrupt_blob_is_replaced_by_a_put() {
 
 #[test]
 fn large_files_go_through_every_store() {
-    let bytes: Vec<u8> = (0..20_000_000u32).map(|i| (i * i >> 7) as u8).collect();
+    let bytes: Vec<u8> = (0..20_000_000u32).map(|i| ((i * i) >> 7) as u8).collect();
     for place in places() {
         let store = place.store();
         let path = place.folder.path().join("large");
