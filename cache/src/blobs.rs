@@ -23,7 +23,7 @@ use crate::store::Store;
 
 /// From this many bytes a blob is synced, and its put waits out the clock's tick, so that its
 /// digest can be kept at once.
-const LARGE: u64 = 1 << 20;
+pub(crate) const LARGE: u64 = 1 << 20;
 
 /// How a file enters the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -225,8 +225,21 @@ impl HashCache {
         Ok(())
     }
 
-    /// Hashes again what was too young to be kept, and appends what was learnt to the file.
+    /// Hashes again what was too young to be kept, and appends what was learnt to the file. Where
+    /// nothing can be written (a read-only store) that costs time later, and is no error.
     pub fn flush(&self) -> Result<()> {
+        use ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        match self.write() {
+            Err(Error::Io { source, .. })
+                if matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem) =>
+            {
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn write(&self) -> Result<()> {
         let young = std::mem::take(&mut self.loaded().young);
         for path in young {
             // gone or changed meanwhile: whoever asks for it next finds out
@@ -347,7 +360,6 @@ fn header() -> [u8; RECORD] {
 fn read_log(path: &Path, known: &mut HashMap<(u64, u64), Known, BuildHasherDefault<Mix>>) -> usize {
     let bytes = match fs::read(path) {
         Ok(bytes) => bytes,
-        Err(e) if e.kind() == ErrorKind::NotFound => return 0,
         Err(_) => return 0,
     };
     if !bytes.starts_with(MAGIC) || bytes.len() < RECORD {

@@ -190,21 +190,26 @@ impl Store {
             nonce: nonce.clone(),
         };
         let bytes = Envelope::Claim(record).encode();
-        let path = claim_path(key, n);
-        let ours = self.create(
-            &path,
+        let created = self.create(
+            &claim_path(key, n),
             &bytes,
             false,
             |found| matches!(Envelope::decode(found), Ok(Envelope::Claim(c)) if c.nonce == nonce),
-        )?;
-        let lock = Mutex::new(lock);
-        Ok(ours.is_none().then_some(Claim {
-            key: *key,
-            attempt: n,
-            reason,
-            nonce,
-            lock,
-        }))
+        );
+        if matches!(created, Ok(None)) {
+            let lock = Mutex::new(lock);
+            return Ok(Some(Claim {
+                key: *key,
+                attempt: n,
+                reason,
+                nonce,
+                lock,
+            }));
+        }
+        if lock.is_some() {
+            let _ = self.backend.delete(&lock_path(&nonce));
+        }
+        created.map(|_| None)
     }
 
     /// Creates an object, and settles by reading back when the answer is not certain. `None`: it

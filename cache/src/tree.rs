@@ -138,7 +138,7 @@ impl Store {
                 // linking changes ctime, and nothing else
                 return self
                     .hashes
-                    .moved(&before, &from, file.blob, false, u64::MAX);
+                    .moved(&before, &from, file.blob, false, crate::blobs::LARGE);
             }
         }
         local::copy(&from, to).map_err(Error::io("copy", &from))?;

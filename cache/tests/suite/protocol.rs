@@ -397,3 +397,23 @@ fn run_records_and_pins() {
         assert!(store.pin("../x", &artifact).is_err());
     }
 }
+
+#[test]
+fn claims_leave_no_locks_behind() {
+    let place = local();
+    let start = Barrier::new(6);
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                let store = place.store();
+                start.wait();
+                (0..10).for_each(|i| {
+                    run(&store, i, place.folder.path()).unwrap();
+                });
+            });
+        }
+    });
+    let left = place.backend.children("local/locks").unwrap();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(place.backend.children("local/tmp").unwrap().is_empty());
+}
