@@ -36,10 +36,13 @@ pub struct Family {
     /// Which projections have biases.
     pub biases: fn(&Reader) -> Result<Biases, Error>,
     /// Sliding window of each of the given number of layers.
-    pub windows: fn(&Reader, usize) -> Result<Vec<Option<usize>>, Error>,
+    pub windows: fn(&Reader, usize) -> Result<Windows, Error>,
     /// RMS norm over each head of queries and keys.
     pub qk_norm: bool,
 }
+
+/// The sliding window of each layer, if it has one.
+pub type Windows = Vec<Option<usize>>;
 
 /// Which projections have biases.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -79,13 +82,13 @@ pub(crate) fn kind_of(v: &Value) -> &'static str {
 }
 
 /// No layer has a window.
-fn no_windows(_: &Reader, layers: usize) -> Result<Vec<Option<usize>>, Error> {
+fn no_windows(_: &Reader, layers: usize) -> Result<Windows, Error> {
     Ok(vec![None; layers])
 }
 
 /// Qwen's rule: `layer_types` if written, else the layers from `max_window_layers` on slide; only
 /// with `use_sliding_window`.
-fn qwen_windows(r: &Reader, layers: usize) -> Result<Vec<Option<usize>>, Error> {
+fn qwen_windows(r: &Reader, layers: usize) -> Result<Windows, Error> {
     let window = if r.flag("use_sliding_window")?.unwrap_or(false) {
         match (r.size("sliding_window")?, r.has("sliding_window")) {
             (Some(n), _) => Some(n),

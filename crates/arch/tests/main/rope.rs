@@ -12,10 +12,13 @@ fn rope(scaling: &str) -> arch::Rope {
     .rope
 }
 
-fn near(got: &[f32], want: &[f32]) {
+fn near(got: &[f32], want: &[f64]) {
     assert_eq!(got.len(), want.len());
     for (g, w) in got.iter().zip(want) {
-        assert!((g - w).abs() <= 3e-7 * w.abs(), "{got:?} beside {want:?}");
+        assert!(
+            (f64::from(*g) - w).abs() <= 3e-7 * w.abs(),
+            "{got:?} beside {want:?}"
+        );
     }
 }
 

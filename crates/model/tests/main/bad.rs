@@ -119,37 +119,39 @@ fn changed(name: &str, change: impl Fn(&mut Value)) -> tempfile::TempDir {
     out
 }
 
+type Change = fn(&mut Value);
+
 #[test]
 fn weights_that_do_not_fit_are_named() {
-    let cases: [(&str, &dyn Fn(&mut Value), &str); 6] = [
+    let cases: [(&str, Change, &str); 6] = [
         (
             "llama-linear",
-            &|c| c["num_hidden_layers"] = 3.into(),
+            |c| c["num_hidden_layers"] = 3.into(),
             "the weights lack 'model.layers.2.input_layernorm.weight'",
         ),
         (
             "llama-linear",
-            &|c| c["num_hidden_layers"] = 1.into(),
+            |c| c["num_hidden_layers"] = 1.into(),
             "the weights hold 'model.layers.1.input_layernorm.weight'",
         ),
         (
             "llama-linear",
-            &|c| c["intermediate_size"] = 44.into(),
+            |c| c["intermediate_size"] = 44.into(),
             "tensor 'model.layers.0.mlp.gate_proj.weight' is [40, 24], but config.json makes it [44, 24]",
         ),
         (
             "llama-bias-sharded",
-            &|c| c["mlp_bias"] = false.into(),
+            |c| c["mlp_bias"] = false.into(),
             "mlp.down_proj.bias'",
         ),
         (
             "qwen3-tied",
-            &|c| c["tie_word_embeddings"] = false.into(),
+            |c| c["tie_word_embeddings"] = false.into(),
             "config.json must set tie_word_embeddings",
         ),
         (
             "llama-linear",
-            &|c| c["tie_word_embeddings"] = true.into(),
+            |c| c["tie_word_embeddings"] = true.into(),
             "'lm_head.weight' differs from 'model.embed_tokens.weight'",
         ),
     ];
