@@ -2,40 +2,38 @@
 
 use crate::env::{Addition, Split};
 use crate::error::{Error, Result};
-use crate::message::Message;
 use crate::rng::Draw;
 use serde_json::json;
 use std::collections::HashSet;
 use std::io::Write;
 use std::path::Path;
 
-/// What to write.
+/// Which rows to write.
 #[derive(Clone, Copy, Debug)]
-pub struct Demonstrations {
+pub struct Rows {
     pub rows: usize,
+    /// Problems of the test split are those the environment holds out of training.
+    pub split: Split,
     /// Share of the answers that are wrong, in 0..=1.
     pub noise: f64,
     pub seed: u64,
 }
 
-/// Rows `{"prompt": [user], "completion": [assistant]}` of distinct train problems, a share of
-/// them with a wrong answer.
-pub fn demonstrations(of: &Addition, how: &Demonstrations, path: &Path) -> Result<()> {
+/// Rows `{"question", "answer"}` (one user and one assistant message) of distinct problems, a
+/// share of them with a wrong answer.
+pub fn demonstrations(of: &Addition, how: &Rows, path: &Path) -> Result<()> {
     let rows = problems(of, how)?
         .into_iter()
         .map(|(problem, wrong, noisy)| {
             let answer = if noisy { wrong } else { problem.answer };
-            json!({
-                "prompt": [problem.prompt()],
-                "completion": [Message::assistant(answer.to_string())],
-            })
+            json!({"question": problem.prompt(), "answer": answer.to_string()})
         });
     write(rows, path)
 }
 
-/// Rows `{"prompt": [user], "chosen": [assistant], "rejected": [assistant]}` of distinct train
-/// problems: the right answer against a wrong one, and the other way round for a share of them.
-pub fn preferences(of: &Addition, how: &Demonstrations, path: &Path) -> Result<()> {
+/// Rows `{"question", "chosen", "rejected"}` of distinct problems: the right answer against a
+/// wrong one, and the other way round for a share of them.
+pub fn preferences(of: &Addition, how: &Rows, path: &Path) -> Result<()> {
     let rows = problems(of, how)?
         .into_iter()
         .map(|(problem, wrong, noisy)| {
@@ -44,9 +42,9 @@ pub fn preferences(of: &Addition, how: &Demonstrations, path: &Path) -> Result<(
                 false => (problem.answer, wrong),
             };
             json!({
-                "prompt": [problem.prompt()],
-                "chosen": [Message::assistant(chosen.to_string())],
-                "rejected": [Message::assistant(rejected.to_string())],
+                "question": problem.prompt(),
+                "chosen": chosen.to_string(),
+                "rejected": rejected.to_string(),
             })
         });
     write(rows, path)
@@ -55,7 +53,7 @@ pub fn preferences(of: &Addition, how: &Demonstrations, path: &Path) -> Result<(
 type Drawn = (crate::env::Problem, i64, bool);
 
 /// Distinct problems, each with a wrong answer and whether the noise takes it.
-fn problems(of: &Addition, how: &Demonstrations) -> Result<Vec<Drawn>> {
+fn problems(of: &Addition, how: &Rows) -> Result<Vec<Drawn>> {
     let mut seen = HashSet::new();
     let mut drawn = Vec::with_capacity(how.rows);
     let most = 1000 + 100 * how.rows as u64;
@@ -63,7 +61,7 @@ fn problems(of: &Addition, how: &Demonstrations) -> Result<Vec<Drawn>> {
         if drawn.len() == how.rows {
             break;
         }
-        let problem = of.problem(Split::Train, index, how.seed)?;
+        let problem = of.problem(how.split, index, how.seed)?;
         if seen.insert(problem.text.clone()) {
             let mut draw = Draw::new(how.seed, "synth.addition", 0, index);
             let noisy = draw.chance(how.noise);

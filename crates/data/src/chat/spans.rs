@@ -24,19 +24,18 @@ impl Template {
         extra: &Extra,
         first: usize,
     ) -> Result<Rendered> {
-        // Refuses probe characters in the data, which render_marked takes.
-        let text = self.render(messages, extra, false)?;
+        super::template::refuse_markers(messages, extra)?;
+        let (text, mut marks) = self.render_marked(messages, extra, false)?;
         let study = Study {
             template: self,
             extra,
         };
         if self.marked() {
-            let (_, mut spans) = self.render_marked(messages, extra, false)?;
             if first > 0 {
                 let from = study.end_before(messages, first, &text);
-                spans.retain(|span| span.start >= from);
+                marks.retain(|span| span.start >= from);
             }
-            return Ok(Rendered { text, spans });
+            return Ok(Rendered { text, spans: marks });
         }
         let mut spans: Vec<Range<usize>> = Vec::new();
         for at in first..messages.len() {
@@ -123,39 +122,48 @@ impl Study<'_> {
     /// The span of assistant message `at`.
     fn turn(&self, messages: &[Message], at: usize, text: &str) -> Option<Range<usize>> {
         let region = self.region(messages, at, text)?;
-        let after = self.end_before(messages, at, text).min(region.start);
-        let prompt = self.generation_prompt(&messages[..at]);
-        let start = self
-            .prompt_end(&prompt, text, after..region.start)
-            .unwrap_or(region.start);
+        let start = self.start(messages, at, text).unwrap_or(region.start);
         let end = region.end + self.end_length(messages, at, text, region.end);
         Some(start.min(end)..end)
     }
 
-    /// What the template adds after `messages` to have the assistant speak.
-    fn generation_prompt(&self, messages: &[Message]) -> String {
-        let render = |prompt| self.template.render_marked(messages, self.extra, prompt);
-        let (Ok((with, _)), Ok((without, _))) = (render(true), render(false)) else {
-            return String::new();
+    /// Where the model begins to write message `at`: after what stands between the message before
+    /// it and the end of the generation prompt, when that message is the last.
+    fn start(&self, messages: &[Message], at: usize, text: &str) -> Option<usize> {
+        let before = at.checked_sub(1)?;
+        let head = &messages[..at];
+        let render = |prompt| self.template.render_marked(head, self.extra, prompt);
+        let (with, without) = (render(true).ok()?.0, render(false).ok()?.0);
+        let from = self.region(head, before, &without)?.end;
+        let until = self.region(messages, before, text)?.end;
+        let prompt = &with[shared_prefix(&with, &without)..];
+        let lead = with.get(from..)?;
+        let shared = shared_prefix(lead, &text[until..]);
+        if shared == lead.len() {
+            return Some(until + shared);
+        }
+        // A finished turn may lack the end of the generation prompt (an empty reasoning block),
+        // but not its first special token; then the model begins after a line or a token of it.
+        let special = |text: &str| -> Option<usize> {
+            let ends = (self.template.special.iter())
+                .filter_map(|token| text.find(token.as_str()).map(|at| at + token.len()));
+            ends.min()
         };
-        let shared = shared_prefix(&with, &without);
-        with[shared..].to_string()
-    }
-
-    /// Where the generation prompt that starts in `window` ends: its best match, the last of
-    /// equals. A template may leave out part of it in a finished turn (an empty reasoning block),
-    /// but never its first special token.
-    fn prompt_end(&self, prompt: &str, text: &str, window: Range<usize>) -> Option<usize> {
-        let least = (self.template.special.iter())
-            .filter_map(|token| prompt.find(token.as_str()).map(|at| at + token.len()))
-            .min()
-            .unwrap_or(prompt.len());
-        (window.start..=window.end)
-            .filter(|&at| text.is_char_boundary(at))
-            .map(|at| (shared_prefix(prompt, &text[at..]), at))
-            .filter(|&(length, _)| length > 0 && length >= least)
-            .max_by_key(|&(length, at)| (length, at))
-            .map(|(length, at)| at + length)
+        let least = lead.len().checked_sub(prompt.len())? + special(prompt)?;
+        let whole = |at: &usize| {
+            let (head, _) = lead.split_at(*at);
+            head.ends_with('\n')
+                || self
+                    .template
+                    .special
+                    .iter()
+                    .any(|t| head.ends_with(t.as_str()))
+        };
+        (least..=shared)
+            .rev()
+            .filter(|&at| lead.is_char_boundary(at))
+            .find(whole)
+            .map(|at| until + at)
     }
 
     /// Bytes of the end-of-turn text after message `at`, whose region ends at `end`.

@@ -16,7 +16,8 @@ pub enum Content {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Row {
     /// `{"prompt": .., "chosen": .., "rejected": ..}`, plain or messages. Without `prompt`, or
-    /// where the two are whole conversations, what they have in common is the prompt.
+    /// where the two are whole conversations, what they have in common is the prompt. Or
+    /// `{"question", "chosen", "rejected"}`, which is one user message and two assistant ones.
     Preference {
         prompt: Content,
         chosen: Content,
@@ -260,6 +261,17 @@ impl Reader<'_> {
             }
         }
         let extra = self.extra()?;
+        if self.get("prompt").is_null() && self.get("question").is_string() {
+            let message = |role, field| {
+                let message = Message::new(role, self.text(field)?);
+                Ok(Content::Messages(vec![message]))
+            };
+            let (chosen, rejected) = (
+                message("assistant", "chosen")?,
+                message("assistant", "rejected")?,
+            );
+            return self.unequal(message("user", "question")?, chosen, rejected, extra);
+        }
         let (chosen, rejected) = (self.content("chosen")?, self.content("rejected")?);
         let prompt = match self.get("prompt") {
             Value::Null => None,
@@ -323,6 +335,16 @@ impl Reader<'_> {
                 ));
             }
         };
+        self.unequal(prompt, chosen, rejected, extra)
+    }
+
+    fn unequal(
+        &self,
+        prompt: Content,
+        chosen: Content,
+        rejected: Content,
+        extra: Extra,
+    ) -> Result<Row> {
         if chosen == rejected {
             return Err(self.fail(
                 "chosen and rejected are equal; a preference row must prefer one of two".into(),

@@ -154,8 +154,8 @@ impl Problem {
     }
 
     /// What the user says.
-    pub fn prompt(&self) -> Message {
-        Message::user(format!("{}=", self.text))
+    pub fn prompt(&self) -> String {
+        format!("{}=", self.text)
     }
 }
 
@@ -169,7 +169,7 @@ impl Environment for Addition {
         Ok(Task {
             id: problem.text.clone(),
             environment: KIND.name.into(),
-            messages: vec![problem.prompt()],
+            messages: vec![Message::user(problem.prompt())],
             state: json!({"answer": problem.answer}),
         })
     }

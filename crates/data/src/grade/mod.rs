@@ -38,10 +38,7 @@ pub fn final_answer(completion: &str) -> Option<String> {
     {
         return Some(narrowed(&line));
     }
-    let one_line = !text.is_empty() && !text.contains('\n') && text.chars().count() <= 60;
-    let sentence =
-        text.contains(char::is_whitespace) && text.contains(|c: char| c.is_ascii_digit());
-    if number(text).is_some() || (one_line && !sentence) {
+    if number(text).is_some() || is_phrase(text) {
         return Some(text.to_string());
     }
     NUMBERS
@@ -68,6 +65,19 @@ static NUMBERS: LazyLock<Regex> = LazyLock::new(|| {
     )
     .expect("a valid pattern")
 });
+
+/// One short line that is an answer as a whole, a name or an expression, rather than a sentence
+/// with a number in it.
+fn is_phrase(text: &str) -> bool {
+    if text.is_empty() || text.contains('\n') || text.chars().count() > 60 {
+        return false;
+    }
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let expression =
+        text.contains(['\\', '^']) || words.iter().any(|word| ["pi", "sqrt"].contains(word));
+    let number = text.contains(|c: char| c.is_ascii_digit());
+    words.len() == 1 || !number || (expression && words.len() <= 4)
+}
 
 fn first_line(text: &str) -> Option<String> {
     let line = text.trim_start().lines().next().unwrap_or("").trim();

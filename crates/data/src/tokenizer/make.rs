@@ -145,7 +145,7 @@ fn chars(
     }
     let model = json!({"type": "WordLevel", "vocab": vocabulary(characters), "unk_token": UNK});
     let each = json!({
-        "type": "Split", "pattern": {"Regex": "(?s)."}, "behavior": "Isolated", "invert": false,
+        "type": "Split", "pattern": {"Regex": "[\\s\\S]"}, "behavior": "Isolated", "invert": false,
     });
     Ok(document(model, each, json!({"type": "Fuse"})))
 }
