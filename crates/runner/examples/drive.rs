@@ -40,7 +40,10 @@ fn drive() -> Result<u8, (u8, String)> {
     let mut layers = Layers::default();
     let mut plan_only = false;
     while let Some(arg) = args.next() {
-        let mut value = || args.next().ok_or_else(|| usage(&format!("{arg} needs a value")));
+        let mut value = || {
+            args.next()
+                .ok_or_else(|| usage(&format!("{arg} needs a value")))
+        };
         match arg.as_str() {
             "--force" => {
                 options.force = match value()?.as_str() {
@@ -56,7 +59,9 @@ fn drive() -> Result<u8, (u8, String)> {
             "--from" => selection.from.push(value()?),
             "--skip" => selection.skip.push(value()?),
             "--grace-ms" => {
-                options.grace = std::time::Duration::from_millis(value()?.parse().map_err(|_| usage("not a number"))?);
+                options.grace = std::time::Duration::from_millis(
+                    value()?.parse().map_err(|_| usage("not a number"))?,
+                );
             }
             "-j" => options.jobs = value()?.parse().ok(),
             "-S" => layers.settings.push(spec::Setting(value()?)),

@@ -24,7 +24,10 @@ fn main() {
     match args.get(1).map(String::as_str) {
         Some("identity") => {
             let sources = var("SCRIPT_SOURCES").unwrap_or_else(|| "s1".into());
-            println!("{}", json!({"version": "0", "libtorch": "none", "sources": sources}));
+            println!(
+                "{}",
+                json!({"version": "0", "libtorch": "none", "sources": sources})
+            );
         }
         Some("run") => work(Path::new(&args[3])),
         _ => std::process::exit(2),
@@ -47,9 +50,17 @@ fn work(job: &Path) {
     } else {
         unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
     }
-    eprintln!("rank {rank} of {} threads {}", var("WORLD_SIZE").unwrap(), var("OMP_NUM_THREADS").unwrap());
+    eprintln!(
+        "rank {rank} of {} threads {}",
+        var("WORLD_SIZE").unwrap(),
+        var("OMP_NUM_THREADS").unwrap()
+    );
     if let (Some(count), 0) = (var("SCRIPT_COUNT"), rank) {
-        let mut file = std::fs::OpenOptions::new().append(true).create(true).open(count).unwrap();
+        let mut file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(count)
+            .unwrap();
         writeln!(file, "{} {}", job.stage, job.attempt).unwrap();
     }
     let steps = job.with["steps"].as_u64().unwrap_or(10);
@@ -57,10 +68,21 @@ fn work(job: &Path) {
     let store = Store::open(&job.store).unwrap();
     if rank == 0 {
         let numerics = json!({"device": job.device, "threads": job.resources.threads});
-        let Value::Object(numerics) = numerics else { unreachable!() };
-        say(&Event::Started { version: 1, device: job.device.clone(), numerics });
+        let Value::Object(numerics) = numerics else {
+            unreachable!()
+        };
+        say(&Event::Started {
+            version: 1,
+            device: job.device.clone(),
+            numerics,
+        });
     }
-    let (mut step, mut state) = (0, blake3::hash(job.with.to_string().as_bytes()).to_hex().to_string());
+    let (mut step, mut state) = (
+        0,
+        blake3::hash(job.with.to_string().as_bytes())
+            .to_hex()
+            .to_string(),
+    );
     if let Some(resume) = &job.resume {
         step = resume.step;
         state = std::fs::read_to_string(resume.path.join("state")).unwrap();
@@ -73,11 +95,24 @@ fn work(job: &Path) {
             let dir = job.scratch.join(format!("checkpoint-{step}"));
             std::fs::create_dir_all(&dir).unwrap();
             std::fs::write(dir.join("state"), state).unwrap();
-            store.commit_checkpoint(&key, job.attempt, step, &dir, Ingest::Move, json!({"step": step})).unwrap();
+            store
+                .commit_checkpoint(
+                    &key,
+                    job.attempt,
+                    step,
+                    &dir,
+                    Ingest::Move,
+                    json!({"step": step}),
+                )
+                .unwrap();
             say(&Event::Checkpoint { step });
         }
     };
-    let pause = Duration::from_millis(var("SCRIPT_STEP_MS").and_then(|v| v.parse().ok()).unwrap_or(1));
+    let pause = Duration::from_millis(
+        var("SCRIPT_STEP_MS")
+            .and_then(|v| v.parse().ok())
+            .unwrap_or(1),
+    );
     while step < steps {
         if TERM.load(Ordering::SeqCst) {
             commit(step, &state);
@@ -88,10 +123,15 @@ fn work(job: &Path) {
         }
         std::thread::sleep(pause);
         step += 1;
-        state = blake3::hash(format!("{state} {step}").as_bytes()).to_hex().to_string();
+        state = blake3::hash(format!("{state} {step}").as_bytes())
+            .to_hex()
+            .to_string();
         if rank == 0 {
             say(&Event::Progress { step, total: steps });
-            say(&Event::Metrics { step, metrics: [("train/loss".to_owned(), 1.0 / step as f64)].into() });
+            say(&Event::Metrics {
+                step,
+                metrics: [("train/loss".to_owned(), 1.0 / step as f64)].into(),
+            });
         }
         if job.checkpoint.every > 0 && step.is_multiple_of(job.checkpoint.every) && step < steps {
             commit(step, &state);
@@ -102,12 +142,16 @@ fn work(job: &Path) {
         for dir in job.outputs.values() {
             std::fs::write(dir.join("weights"), &state).unwrap();
         }
-        say(&Event::Finished { metrics: [("train/loss".to_owned(), 1.0 / steps as f64)].into() });
+        say(&Event::Finished {
+            metrics: [("train/loss".to_owned(), 1.0 / steps as f64)].into(),
+        });
     }
 }
 
 fn fail(step: u64, rank: usize) {
-    let Some(script) = var("SCRIPT_FAIL") else { return };
+    let Some(script) = var("SCRIPT_FAIL") else {
+        return;
+    };
     let mut parts = script.split(':');
     let at: u64 = parts.next().unwrap().parse().unwrap();
     let code: i32 = parts.next().unwrap().parse().unwrap();

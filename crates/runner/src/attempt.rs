@@ -52,7 +52,11 @@ impl Shared {
         if let Some(guard) = &*slot {
             return Ok(guard.clone());
         }
-        let guard = Arc::new(Guard::start(&self.guard.0, &self.guard.1, &self.run_dir.join("guard.log"))?);
+        let guard = Arc::new(Guard::start(
+            &self.guard.0,
+            &self.guard.1,
+            &self.run_dir.join("guard.log"),
+        )?);
         Ok(slot.insert(guard).clone())
     }
 
@@ -61,7 +65,9 @@ impl Shared {
         if let Some(scratch) = &*slot {
             return Ok(scratch.clone());
         }
-        Ok(slot.insert(Arc::new(Scratch::open(&self.store, &self.run)?)).clone())
+        Ok(slot
+            .insert(Arc::new(Scratch::open(&self.store, &self.run)?))
+            .clone())
     }
 }
 
@@ -88,7 +94,12 @@ pub struct Job {
 /// What an attempt thread tells the main loop.
 pub enum Note {
     Report(Report),
-    Ended { index: usize, attempt: Option<u32>, seconds: f64, end: End },
+    Ended {
+        index: usize,
+        attempt: Option<u32>,
+        seconds: f64,
+        end: End,
+    },
 }
 
 /// How a stage ended.
@@ -97,16 +108,31 @@ pub enum End {
     /// Another runner published it first.
     Adopted(Box<ResultRecord>),
     Failed(AttemptError),
-    Stopped { checkpoint: bool },
+    Stopped {
+        checkpoint: bool,
+    },
 }
 
 /// Brings a stage to its end and tells the main loop. Runs on a thread of its own.
 pub fn run(job: Job, shared: &Shared, tell: &Sender<Note>) {
     let start = Instant::now();
     let mut attempt = None;
-    let end = Runner { job: &job, shared, tell, start, attempt: &mut attempt, forced_from: None }.run();
+    let end = Runner {
+        job: &job,
+        shared,
+        tell,
+        start,
+        attempt: &mut attempt,
+        forced_from: None,
+    }
+    .run();
     let end = end.unwrap_or_else(End::Failed);
-    let _ = tell.send(Note::Ended { index: job.index, attempt, seconds: start.elapsed().as_secs_f64(), end });
+    let _ = tell.send(Note::Ended {
+        index: job.index,
+        attempt,
+        seconds: start.elapsed().as_secs_f64(),
+        end,
+    });
 }
 
 struct Runner<'a> {
@@ -125,7 +151,9 @@ enum Tried {
     /// With its outputs in the store, safe from collection until it is published.
     Result(Box<ResultRecord>, Keep),
     Failed(AttemptError),
-    Stopped { checkpoint: bool },
+    Stopped {
+        checkpoint: bool,
+    },
     Fenced,
 }
 
@@ -152,22 +180,32 @@ impl Runner<'_> {
                 reason: claim.reason.as_str().into(),
                 log: log.display().to_string(),
             });
-            let tried = self.attempt(&claim, &log).unwrap_or_else(|e| Tried::Failed(e.into()));
+            let tried = self
+                .attempt(&claim, &log)
+                .unwrap_or_else(|e| Tried::Failed(e.into()));
             match tried {
                 Tried::Result(record, _keep) => match self.shared.store.publish(&claim, &record)? {
                     Published::Published => return Ok(End::Ran(record)),
                     Published::Other { record } => return Ok(End::Adopted(record)),
-                    Published::Sealed { why } => self.warn(format!("attempt {attempt} was taken over ({why})")),
+                    Published::Sealed { why } => {
+                        self.warn(format!("attempt {attempt} was taken over ({why})"))
+                    }
                 },
-                Tried::Fenced => self.warn(format!("attempt {attempt} was taken over by another runner")),
+                Tried::Fenced => self.warn(format!(
+                    "attempt {attempt} was taken over by another runner"
+                )),
                 Tried::Stopped { checkpoint } => {
                     self.shared.store.abandon(claim, "stopped on request")?;
                     return Ok(End::Stopped { checkpoint });
                 }
                 Tried::Failed(error) => {
                     self.shared.store.abandon(claim, &error.message)?;
-                    let may = error.class.retried_as().is_some_and(|c| retry.on.contains(&c));
-                    let again = may && retries < retry.max && self.shared.cancel.level() == Stop::No;
+                    let may = error
+                        .class
+                        .retried_as()
+                        .is_some_and(|c| retry.on.contains(&c));
+                    let again =
+                        may && retries < retry.max && self.shared.cancel.level() == Stop::No;
                     self.report(Report::AttemptFailed {
                         stage: self.name(),
                         attempt,
@@ -202,20 +240,29 @@ impl Runner<'_> {
             match claimed {
                 Claimed::Claimed(claim) => return Ok(Acquired::Claim(claim)),
                 Claimed::Done { attempt, record } => return Ok(Acquired::Done { attempt, record }),
-                Claimed::Busy { attempt, owner: other } => {
+                Claimed::Busy {
+                    attempt,
+                    owner: other,
+                } => {
                     let mut watch = store.watch(key, attempt, &other);
                     claimed = loop {
                         match watch.poll()? {
                             Liveness::Ended => break self.claim(store, key, &owner)?,
                             Liveness::Dead { why } => {
-                                let text = format!("attempt {attempt} of {} is dead ({why}): taking over", other.owner);
+                                let text = format!(
+                                    "attempt {attempt} of {} is dead ({why}): taking over",
+                                    other.owner
+                                );
                                 self.warn(text);
                                 break store.takeover(key, attempt, &why, &owner)?;
                             }
                             Liveness::Alive => {}
                         }
                         if !std::mem::replace(&mut told, true) {
-                            self.report(Report::StageWaiting { stage: self.name(), owner: other.owner.clone() });
+                            self.report(Report::StageWaiting {
+                                stage: self.name(),
+                                owner: other.owner.clone(),
+                            });
                         }
                         if self.shared.cancel.level() != Stop::No {
                             return Ok(Acquired::Stopped);
@@ -243,12 +290,17 @@ impl Runner<'_> {
         let guard = shared.guard()?;
         let begun = Instant::now();
         let scratch = shared.scratch()?.attempt(&stage.name, claim.attempt)?;
-        let layout = Layout { root: &scratch.path };
+        let layout = Layout {
+            root: &scratch.path,
+        };
         let paths = job::provide(&job.inputs, &layout, store, shared.offline)?;
         let mut numerics = Vec::new();
         let gang_name = format!("{}-{}-{}", shared.run, stage.name, claim.attempt);
         let spec = if stage.kind.trainer {
-            let program = shared.worker.as_deref().unwrap_or(Path::new("recipe-worker"));
+            let program = shared
+                .worker
+                .as_deref()
+                .unwrap_or(Path::new("recipe-worker"));
             let mut resources = stage.placement.resources.clone();
             if resources.threads == 0 {
                 resources.threads = machine::threads_per_rank(resources.ranks as usize) as u32;
@@ -267,7 +319,14 @@ impl Runner<'_> {
                 recipe: &shared.recipe,
                 run: &shared.run,
             };
-            job::worker_gang(worker, &job.inputs, paths, &layout, gang_name, log.to_owned())?
+            job::worker_gang(
+                worker,
+                &job.inputs,
+                paths,
+                &layout,
+                gang_name,
+                log.to_owned(),
+            )?
         } else {
             job::command_gang(stage, &paths, &layout, gang_name, log.to_owned())?
         };
@@ -283,10 +342,17 @@ impl Runner<'_> {
         let (name, launcher) = LAUNCHERS[0];
         let mut gang = launcher(guard).launch(spec)?;
         let mut events = Events::new(self, claim.attempt, numerics, name);
-        let end = gang::drive(gang.as_mut(), ranks, &limits, &mut |rank, event| events.take(rank, event));
-        let Events { numerics, metrics, .. } = events;
+        let end = gang::drive(gang.as_mut(), ranks, &limits, &mut |rank, event| {
+            events.take(rank, event)
+        });
+        let Events {
+            numerics, metrics, ..
+        } = events;
         if end.swept > 0 {
-            self.warn(format!("{} process(es) that outlived the stage were killed", end.swept));
+            self.warn(format!(
+                "{} process(es) that outlived the stage were killed",
+                end.swept
+            ));
         }
         match end.ending {
             Ending::Done => {}
@@ -294,7 +360,12 @@ impl Runner<'_> {
             Ending::Failed(error) => return Ok(Tried::Failed(error)),
             Ending::Stopped { checkpoint } => return Ok(Tried::Stopped { checkpoint }),
         }
-        for (name, source) in job.inputs.values().flatten().filter_map(|i| i.source.as_ref()) {
+        for (name, source) in job
+            .inputs
+            .values()
+            .flatten()
+            .filter_map(|i| i.source.as_ref())
+        {
             source.still(name, store)?;
         }
         let keep = store.keep_blobs()?;
@@ -316,7 +387,10 @@ impl Runner<'_> {
             preimage: job.keyed.text.clone(),
             outputs,
             metrics,
-            cost: Cost { seconds: self.start.elapsed().as_secs_f64(), gpu_seconds: seconds * job.gpus.len() as f64 },
+            cost: Cost {
+                seconds: self.start.elapsed().as_secs_f64(),
+                gpu_seconds: seconds * job.gpus.len() as f64,
+            },
             numerics: Value::Array(numerics),
             provenance: into_map(provenance),
         };
@@ -324,7 +398,12 @@ impl Runner<'_> {
     }
 
     /// The checkpoint to continue from, on local disk. Numerics of the steps before it come along.
-    fn resume(&mut self, claim: &Claim, layout: &Layout, numerics: &mut Vec<Value>) -> Result<Option<ResumeSpec>, Error> {
+    fn resume(
+        &mut self,
+        claim: &Claim,
+        layout: &Layout,
+        numerics: &mut Vec<Value>,
+    ) -> Result<Option<ResumeSpec>, Error> {
         let store = &self.shared.store;
         if !self.job.stage.kind.checkpoints || self.shared.resume == Resume::Never {
             return Ok(None);
@@ -335,18 +414,27 @@ impl Runner<'_> {
         } else {
             store.newest_checkpoint(&claim.key)?
         };
-        let Some(checkpoint) = found else { return Ok(None) };
+        let Some(checkpoint) = found else {
+            return Ok(None);
+        };
         let path = layout.root.join("resume");
         store.materialize(&checkpoint.manifest, &path, cache::Link::Reflink)?;
         if let Some(Value::Array(before)) = checkpoint.meta.get("numerics") {
             numerics.extend(before.iter().cloned());
         }
-        Ok(Some(ResumeSpec { step: checkpoint.step, path }))
+        Ok(Some(ResumeSpec {
+            step: checkpoint.step,
+            path,
+        }))
     }
 
     fn log(&self, attempt: u32) -> Result<PathBuf, Error> {
         let dir = self.shared.run_dir.join("logs");
-        std::fs::create_dir_all(&dir).map_err(|source| Error::Io { what: "cannot create", path: dir.clone(), source })?;
+        std::fs::create_dir_all(&dir).map_err(|source| Error::Io {
+            what: "cannot create",
+            path: dir.clone(),
+            source,
+        })?;
         Ok(dir.join(format!("{}-{attempt}.log", self.job.stage.name)))
     }
 
@@ -360,7 +448,11 @@ impl Runner<'_> {
     }
 
     fn warn(&self, text: String) {
-        self.report(Report::Message { stage: Some(self.name()), level: "warning".into(), text });
+        self.report(Report::Message {
+            stage: Some(self.name()),
+            level: "warning".into(),
+            text,
+        });
     }
 
     fn pause(&self, time: Duration) {
@@ -373,7 +465,10 @@ impl Runner<'_> {
 
 enum Acquired {
     Claim(Claim),
-    Done { attempt: u32, record: Box<ResultRecord> },
+    Done {
+        attempt: u32,
+        record: Box<ResultRecord>,
+    },
     Stopped,
 }
 
@@ -390,8 +485,21 @@ struct Events<'a> {
 }
 
 impl<'a> Events<'a> {
-    fn new(runner: &'a Runner<'a>, attempt: u32, numerics: Vec<Value>, launcher: &'static str) -> Events<'a> {
-        Events { runner, attempt, launcher, numerics, metrics: Map::new(), from: 0, pace: None }
+    fn new(
+        runner: &'a Runner<'a>,
+        attempt: u32,
+        numerics: Vec<Value>,
+        launcher: &'static str,
+    ) -> Events<'a> {
+        Events {
+            runner,
+            attempt,
+            launcher,
+            numerics,
+            metrics: Map::new(),
+            from: 0,
+            pace: None,
+        }
     }
 
     fn take(&mut self, rank: usize, event: Event) {
@@ -406,30 +514,58 @@ impl<'a> Events<'a> {
                 all.extend(numerics);
                 let all = Value::Object(all);
                 self.numerics.push(all.clone());
-                Report::Numerics { stage, attempt, numerics: all }
+                Report::Numerics {
+                    stage,
+                    attempt,
+                    numerics: all,
+                }
             }
             Event::Resumed { step } => {
                 self.from = step;
                 if let Some(Value::Object(last)) = self.numerics.last_mut() {
                     last.insert("from".into(), step.into());
                 }
-                Report::Resumed { stage, attempt, step }
+                Report::Resumed {
+                    stage,
+                    attempt,
+                    step,
+                }
             }
             Event::Progress { step, total } => {
                 let (first, since) = *self.pace.get_or_insert((step, Instant::now()));
                 let done = step.saturating_sub(first);
-                let eta_seconds = (total > 0 && done > 0)
-                    .then(|| since.elapsed().as_secs_f64() / done as f64 * total.saturating_sub(step) as f64);
-                Report::Progress { stage, attempt, step, total: (total > 0).then_some(total), eta_seconds }
+                let eta_seconds = (total > 0 && done > 0).then(|| {
+                    since.elapsed().as_secs_f64() / done as f64 * total.saturating_sub(step) as f64
+                });
+                Report::Progress {
+                    stage,
+                    attempt,
+                    step,
+                    total: (total > 0).then_some(total),
+                    eta_seconds,
+                }
             }
-            Event::Metrics { step, metrics } => Report::Metrics { stage, attempt, step, metrics },
-            Event::Checkpoint { step } => Report::Checkpoint { stage, attempt, step },
+            Event::Metrics { step, metrics } => Report::Metrics {
+                stage,
+                attempt,
+                step,
+                metrics,
+            },
+            Event::Checkpoint { step } => Report::Checkpoint {
+                stage,
+                attempt,
+                step,
+            },
             Event::Message { level, text } => {
                 let level = match level {
                     spec::job::Level::Info => "info",
                     spec::job::Level::Warning => "warning",
                 };
-                Report::Message { stage: Some(stage), level: level.into(), text }
+                Report::Message {
+                    stage: Some(stage),
+                    level: level.into(),
+                    text,
+                }
             }
             Event::Finished { metrics } => {
                 if rank == 0 {
@@ -446,7 +582,10 @@ impl<'a> Events<'a> {
 
 /// Summary metrics as numbers; what is no number is left out.
 pub fn numbers(metrics: &Map<String, Value>) -> BTreeMap<String, f64> {
-    metrics.iter().filter_map(|(k, v)| Some((k.clone(), v.as_f64()?))).collect()
+    metrics
+        .iter()
+        .filter_map(|(k, v)| Some((k.clone(), v.as_f64()?)))
+        .collect()
 }
 
 fn into_map(value: Value) -> Map<String, Value> {
@@ -463,7 +602,10 @@ fn tail(log: &Path) -> Vec<String> {
         let Ok(text) = read_end(&path) else { break };
         let lines: Vec<&str> = text.lines().collect();
         if !lines.is_empty() {
-            return lines[lines.len().saturating_sub(TAIL)..].iter().map(|l| (*l).to_owned()).collect();
+            return lines[lines.len().saturating_sub(TAIL)..]
+                .iter()
+                .map(|l| (*l).to_owned())
+                .collect();
         }
     }
     Vec::new()

@@ -29,7 +29,9 @@ impl Cancel {
     /// Raises the level by one: first graceful, then now. `signal` is what asked (for the exit code).
     pub fn request(&self, signal: i32) {
         self.signal.store(signal, Ordering::SeqCst);
-        let _ = self.level.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |l| Some((l + 1).min(2)));
+        let _ = self
+            .level
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |l| Some((l + 1).min(2)));
     }
 
     pub fn level(&self) -> Stop {
@@ -49,7 +51,10 @@ impl Cancel {
     ///
     /// A third signal ends the process at once: the guard then kills what is left.
     pub fn on_signals(&self) -> Result<(), Error> {
-        let system = |e: nix::Error| Error::System { what: "cannot block signals", source: e.into() };
+        let system = |e: nix::Error| Error::System {
+            what: "cannot block signals",
+            source: e.into(),
+        };
         let mut set = SigSet::empty();
         set.add(Signal::SIGINT);
         set.add(Signal::SIGTERM);
@@ -68,7 +73,10 @@ impl Cancel {
                     }
                 }
             })
-            .map_err(|source| Error::System { what: "cannot start the signal thread", source })?;
+            .map_err(|source| Error::System {
+                what: "cannot start the signal thread",
+                source,
+            })?;
         Ok(())
     }
 }

@@ -13,15 +13,26 @@ pub fn run_id() -> String {
     let at = millis();
     let (y, mo, d, h, mi, s, ms) = civil(at);
     let mut seed = blake3::Hasher::new();
-    seed.update(&SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos()).to_le_bytes());
+    seed.update(
+        &SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_nanos())
+            .to_le_bytes(),
+    );
     seed.update(&std::process::id().to_le_bytes());
-    seed.update(std::fs::read("/proc/sys/kernel/random/uuid").unwrap_or_default().as_slice());
+    seed.update(
+        std::fs::read("/proc/sys/kernel/random/uuid")
+            .unwrap_or_default()
+            .as_slice(),
+    );
     let tail = &seed.finalize().to_hex()[..6];
     format!("{y:04}{mo:02}{d:02}-{h:02}{mi:02}{s:02}-{ms:03}-{tail}")
 }
 
 fn millis() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_millis() as u64)
 }
 
 /// Year, month, day, hour, minute, second, millisecond of the Gregorian calendar, UTC.
@@ -37,7 +48,15 @@ fn civil(millis: u64) -> (u64, u64, u64, u64, u64, u64, u64) {
     let day = doy - (153 * mp + 2) / 5 + 1;
     let month = if mp < 10 { mp + 3 } else { mp - 9 };
     let year = yoe + era * 400 + u64::from(month <= 2);
-    (year, month, day, rest / 3_600_000, rest / 60_000 % 60, rest / 1000 % 60, rest % 1000)
+    (
+        year,
+        month,
+        day,
+        rest / 3_600_000,
+        rest / 60_000 % 60,
+        rest / 1000 % 60,
+        rest % 1000,
+    )
 }
 
 #[cfg(test)]

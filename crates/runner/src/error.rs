@@ -93,29 +93,52 @@ impl From<cache::Class> for Class {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error("{what} '{}': {source}", path.display())]
-    Io { what: &'static str, path: PathBuf, source: std::io::Error },
+    Io {
+        what: &'static str,
+        path: PathBuf,
+        source: std::io::Error,
+    },
 
     #[error("{what}: {source}")]
-    System { what: &'static str, source: std::io::Error },
+    System {
+        what: &'static str,
+        source: std::io::Error,
+    },
 
     #[error("store: {0}")]
     Store(#[from] cache::Error),
 
     /// The options do not go together with the plan or the machine.
     #[error("{message}")]
-    Usage { message: String, help: Option<String> },
+    Usage {
+        message: String,
+        help: Option<String>,
+    },
 
     #[error("source '{name}': {message}")]
-    Source { name: String, message: String, class: Class, help: Option<String> },
+    Source {
+        name: String,
+        message: String,
+        class: Class,
+        help: Option<String>,
+    },
 
     #[error("'{}' is stale: {message}", path.display())]
     Lock { path: PathBuf, message: String },
 
     #[error("'{}' line {line}: {message}", path.display())]
-    LockFile { path: PathBuf, line: usize, message: String },
+    LockFile {
+        path: PathBuf,
+        line: usize,
+        message: String,
+    },
 
     #[error("worker '{}': {message}", path.display())]
-    Worker { path: PathBuf, message: String, help: Option<String> },
+    Worker {
+        path: PathBuf,
+        message: String,
+        help: Option<String>,
+    },
 
     #[error("guard: {0}")]
     Guard(String),
@@ -138,7 +161,12 @@ pub struct AttemptError {
 
 impl AttemptError {
     pub fn new(class: Class, message: impl Into<String>) -> AttemptError {
-        AttemptError { class, message: message.into(), help: None, code: None }
+        AttemptError {
+            class,
+            message: message.into(),
+            help: None,
+            code: None,
+        }
     }
 }
 
@@ -159,8 +187,12 @@ impl Error {
     /// The fix, when one is known.
     pub fn help(&self) -> Option<String> {
         match self {
-            Error::Usage { help, .. } | Error::Source { help, .. } | Error::Worker { help, .. } => help.clone(),
-            Error::Lock { .. } => Some("run without --locked to update it, and commit the change".into()),
+            Error::Usage { help, .. } | Error::Source { help, .. } | Error::Worker { help, .. } => {
+                help.clone()
+            }
+            Error::Lock { .. } => {
+                Some("run without --locked to update it, and commit the change".into())
+            }
             Error::Attempt(e) => e.help.clone(),
             _ => None,
         }
@@ -171,7 +203,12 @@ impl From<Error> for AttemptError {
     fn from(e: Error) -> AttemptError {
         match e {
             Error::Attempt(a) => a,
-            e => AttemptError { class: e.class(), help: e.help(), code: None, message: e.to_string() },
+            e => AttemptError {
+                class: e.class(),
+                help: e.help(),
+                code: None,
+                message: e.to_string(),
+            },
         }
     }
 }

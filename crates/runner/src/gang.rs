@@ -38,7 +38,9 @@ pub enum Ending {
     Done,
     Failed(AttemptError),
     /// Stopped on request; `checkpoint`: every rank says that it left one.
-    Stopped { checkpoint: bool },
+    Stopped {
+        checkpoint: bool,
+    },
     /// Another runner took the attempt over.
     Fenced,
 }
@@ -85,8 +87,15 @@ impl Seen<'_> {
                     (self.on_event)(rank, event);
                 }
                 Err(e) => {
-                    let text = format!("rank {rank} wrote an event that cannot be read ({e}): {text}");
-                    (self.on_event)(rank, Event::Message { level: spec::job::Level::Warning, text });
+                    let text =
+                        format!("rank {rank} wrote an event that cannot be read ({e}): {text}");
+                    (self.on_event)(
+                        rank,
+                        Event::Message {
+                            level: spec::job::Level::Warning,
+                            text,
+                        },
+                    );
                 }
             },
             Happening::Closed => self.closed += 1,
@@ -105,14 +114,27 @@ impl Seen<'_> {
     }
 
     fn all_ended_with(&self, code: i32) -> bool {
-        self.exits.iter().all(|e| e.is_some_and(|e| e.code == Some(code)))
+        self.exits
+            .iter()
+            .all(|e| e.is_some_and(|e| e.code == Some(code)))
     }
 }
 
 /// Runs the gang to its end. `on_event` sees every event of every rank, in order of arrival.
-pub fn drive(gang: &mut dyn Gang, ranks: usize, limits: &Limits, on_event: &mut dyn FnMut(usize, Event)) -> GangEnd {
-    let mut seen =
-        Seen { exits: vec![None; ranks], closed: 0, failure: None, first_bad: None, lost: None, on_event };
+pub fn drive(
+    gang: &mut dyn Gang,
+    ranks: usize,
+    limits: &Limits,
+    on_event: &mut dyn FnMut(usize, Event),
+) -> GangEnd {
+    let mut seen = Seen {
+        exits: vec![None; ranks],
+        closed: 0,
+        failure: None,
+        first_bad: None,
+        lost: None,
+        on_event,
+    };
     let mut asked = Asked::Nothing;
     let mut kill_at: Option<Instant> = None;
 
@@ -131,7 +153,11 @@ pub fn drive(gang: &mut dyn Gang, ranks: usize, limits: &Limits, on_event: &mut 
         let stop = limits.cancel.level();
         let late = limits.deadline.is_some_and(|d| now >= d);
         if asked == Asked::Nothing && (stop != Stop::No || late) {
-            asked = if stop != Stop::No { Asked::Stop } else { Asked::Timeout };
+            asked = if stop != Stop::No {
+                Asked::Stop
+            } else {
+                Asked::Timeout
+            };
             gang.signal(Signal::SIGTERM as i32);
             if asked == Asked::Timeout || !limits.checkpoints {
                 kill_at.get_or_insert(now + limits.grace);
@@ -164,14 +190,20 @@ pub fn drive(gang: &mut dyn Gang, ranks: usize, limits: &Limits, on_event: &mut 
     } else if let Some(message) = &seen.lost {
         Ending::Failed(AttemptError::new(Class::Infra, message.clone()))
     } else if asked == Asked::Stop {
-        Ending::Stopped { checkpoint: seen.all_ended_with(75) }
+        Ending::Stopped {
+            checkpoint: seen.all_ended_with(75),
+        }
     } else if asked == Asked::Timeout {
         Ending::Failed(AttemptError {
             help: Some("raise the stage's `timeout`, or give it more resources".into()),
             ..AttemptError::new(Class::Timeout, "it ran longer than its timeout")
         })
     } else {
-        Ending::Failed(seen.failure.clone().unwrap_or_else(|| describe(seen.first_bad, ranks)))
+        Ending::Failed(
+            seen.failure
+                .clone()
+                .unwrap_or_else(|| describe(seen.first_bad, ranks)),
+        )
     };
     let exits = seen.exits.iter().flatten();
     GangEnd {
@@ -183,7 +215,15 @@ pub fn drive(gang: &mut dyn Gang, ranks: usize, limits: &Limits, on_event: &mut 
 }
 
 fn failure_of(event: &Event) -> Option<AttemptError> {
-    let Event::Failed { class, code, message, help } = event else { return None };
+    let Event::Failed {
+        class,
+        code,
+        message,
+        help,
+    } = event
+    else {
+        return None;
+    };
     Some(AttemptError {
         class: (*class).into(),
         message: message.clone(),
@@ -197,17 +237,36 @@ fn describe(bad: Option<(usize, Exit)>, ranks: usize) -> AttemptError {
     let Some((rank, exit)) = bad else {
         return AttemptError::new(Class::Infra, "it ended in an unknown way");
     };
-    let who = if ranks > 1 { format!("rank {rank} ") } else { "it ".into() };
+    let who = if ranks > 1 {
+        format!("rank {rank} ")
+    } else {
+        "it ".into()
+    };
     match (exit.code, exit.signal) {
-        (Some(code), _) => AttemptError::new(Class::of_exit(code), format!("{who}ended with exit code {code}")),
+        (Some(code), _) => AttemptError::new(
+            Class::of_exit(code),
+            format!("{who}ended with exit code {code}"),
+        ),
         (None, Some(signal)) => {
-            let name = Signal::try_from(signal).map_or_else(|_| format!("signal {signal}"), |s| s.to_string());
+            let name = Signal::try_from(signal)
+                .map_or_else(|_| format!("signal {signal}"), |s| s.to_string());
             // A crash of the program repeats itself; being killed from outside may not.
-            let crash = [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT].contains(&signal);
+            let crash = [
+                libc::SIGSEGV,
+                libc::SIGBUS,
+                libc::SIGILL,
+                libc::SIGFPE,
+                libc::SIGABRT,
+            ]
+            .contains(&signal);
             AttemptError {
-                help: (signal == libc::SIGKILL)
-                    .then(|| "somebody killed it, or memory ran out: see the kernel log (dmesg)".into()),
-                ..AttemptError::new(if crash { Class::Failed } else { Class::Infra }, format!("{who}was killed by {name}"))
+                help: (signal == libc::SIGKILL).then(|| {
+                    "somebody killed it, or memory ran out: see the kernel log (dmesg)".into()
+                }),
+                ..AttemptError::new(
+                    if crash { Class::Failed } else { Class::Infra },
+                    format!("{who}was killed by {name}"),
+                )
             }
         }
         (None, None) => AttemptError::new(Class::Infra, format!("{who}ended in an unknown way")),

@@ -34,7 +34,11 @@ pub fn of(store: &Store, recipe: &str, stages: usize) -> HashMap<String, Past> {
             Ok(Some(bytes)) => serde_json::from_slice::<Record>(&bytes).ok(),
             _ => None,
         };
-        for past in record.filter(|r| r.recipe == recipe).into_iter().flat_map(|r| r.stages) {
+        for past in record
+            .filter(|r| r.recipe == recipe)
+            .into_iter()
+            .flat_map(|r| r.stages)
+        {
             if past.key.is_some() && past.cost_seconds.is_some() {
                 found.entry(past.stage.clone()).or_insert(past);
             }

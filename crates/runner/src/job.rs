@@ -42,7 +42,11 @@ pub struct Layout<'a> {
 impl Layout<'_> {
     fn dir(&self, name: &str) -> Result<PathBuf, Error> {
         let path = self.root.join(name);
-        fs::create_dir_all(&path).map_err(|source| Error::Io { what: "cannot create", path: path.clone(), source })?;
+        fs::create_dir_all(&path).map_err(|source| Error::Io {
+            what: "cannot create",
+            path: path.clone(),
+            source,
+        })?;
         Ok(path)
     }
 
@@ -75,8 +79,13 @@ pub fn provide(
                     for file in &manifest.files {
                         let path = to.join(&file.path);
                         let mode = if file.executable { 0o555 } else { 0o444 };
-                        fs::set_permissions(&path, fs::Permissions::from_mode(mode))
-                            .map_err(|source| Error::Io { what: "cannot protect", path, source })?;
+                        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(
+                            |source| Error::Io {
+                                what: "cannot protect",
+                                path,
+                                source,
+                            },
+                        )?;
                     }
                     handed_over(&manifest, &to)
                 }
@@ -114,17 +123,23 @@ pub fn worker_gang(
     let stage = worker.stage;
     let mut outputs = BTreeMap::new();
     for output in &stage.outputs {
-        outputs.insert(output.name.clone(), layout.dir(&format!("out/{}", output.name))?);
+        outputs.insert(
+            output.name.clone(),
+            layout.dir(&format!("out/{}", output.name))?,
+        );
     }
     let inputs = inputs
         .iter()
         .map(|(name, list)| {
-            let specs = list.iter().zip(&paths[name]).map(|(input, path)| InputSpec {
-                path: path.clone(),
-                digest: input.digest.hex(),
-                artifact: input.artifact,
-                source: input.reference.clone(),
-            });
+            let specs = list
+                .iter()
+                .zip(&paths[name])
+                .map(|(input, path)| InputSpec {
+                    path: path.clone(),
+                    digest: input.digest.hex(),
+                    artifact: input.artifact,
+                    source: input.reference.clone(),
+                });
             (name.clone(), specs.collect())
         })
         .collect();
@@ -145,13 +160,30 @@ pub fn worker_gang(
         store: worker.store.url().to_owned(),
         device: worker.device.to_owned(),
         scratch: tmp.clone(),
-        provenance: spec::job::Provenance { recipe: worker.recipe.to_owned(), run: worker.run.to_owned() },
+        provenance: spec::job::Provenance {
+            recipe: worker.recipe.to_owned(),
+            run: worker.run.to_owned(),
+        },
     };
     let path = layout.root.join("job.json");
     let bytes = serde_json::to_vec_pretty(&job).unwrap_or_default();
-    fs::write(&path, bytes).map_err(|source| Error::Io { what: "cannot write", path: path.clone(), source })?;
+    fs::write(&path, bytes).map_err(|source| Error::Io {
+        what: "cannot write",
+        path: path.clone(),
+        source,
+    })?;
     // What decides how numbers round comes from the recipe and the machine, never from somebody's shell.
-    let numeric = ["OMP_", "MKL_", "KMP_", "GOMP_", "OPENBLAS_", "DNNL_", "ONEDNN_", "ATEN_CPU_CAPABILITY", "RECIPE_"];
+    let numeric = [
+        "OMP_",
+        "MKL_",
+        "KMP_",
+        "GOMP_",
+        "OPENBLAS_",
+        "DNNL_",
+        "ONEDNN_",
+        "ATEN_CPU_CAPABILITY",
+        "RECIPE_",
+    ];
     let unset = std::env::vars_os()
         .filter_map(|(name, _)| name.into_string().ok())
         .filter(|name| numeric.iter().any(|p| name.starts_with(p)))
@@ -187,10 +219,16 @@ pub fn command_gang(
     gang: String,
     log: PathBuf,
 ) -> Result<GangSpec, Error> {
-    let config: spec::kinds::command::Command = spec::kinds::from_value(&stage.with)
-        .map_err(|e| Error::Usage { message: e.to_string(), help: Some(e.help.clone()) })?;
+    let config: spec::kinds::command::Command =
+        spec::kinds::from_value(&stage.with).map_err(|e| Error::Usage {
+            message: e.to_string(),
+            help: Some(e.help.clone()),
+        })?;
     let mut env: Vec<(String, String)> = vec![
-        ("PATH".into(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()),
+        (
+            "PATH".into(),
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
+        ),
         ("TMPDIR".into(), layout.dir("tmp")?.display().to_string()),
     ];
     env.extend(declared(&stage.environment));
@@ -200,7 +238,10 @@ pub fn command_gang(
     }
     layout.dir("out")?;
     for output in &stage.outputs {
-        env.push((format!("OUT_{}", variable(&output.name)), layout.output(&output.name).display().to_string()));
+        env.push((
+            format!("OUT_{}", variable(&output.name)),
+            layout.output(&output.name).display().to_string(),
+        ));
     }
     let mut words = config.cmd.into_iter();
     let program = words.next().unwrap_or_default();
@@ -224,24 +265,40 @@ fn variable(name: &str) -> String {
 }
 
 /// Puts every declared output into the store: blobs first, then the manifest.
-pub fn ingest(stage: &spec::Stage, layout: &Layout, store: &Store) -> Result<Outputs, AttemptError> {
+pub fn ingest(
+    stage: &spec::Stage,
+    layout: &Layout,
+    store: &Store,
+) -> Result<Outputs, AttemptError> {
     let mut outputs = Outputs::new();
     for output in &stage.outputs {
         let at = layout.output(&output.name);
-        let io = |source| Error::Io { what: "cannot read", path: at.clone(), source };
+        let io = |source| Error::Io {
+            what: "cannot read",
+            path: at.clone(),
+            source,
+        };
         let nothing = |what: &str| AttemptError {
-            help: Some(format!("write it to $OUT_{}, a file or a directory", variable(&output.name))),
+            help: Some(format!(
+                "write it to $OUT_{}, a file or a directory",
+                variable(&output.name)
+            )),
             ..AttemptError::new(Class::Failed, format!("it {what} output '{}'", output.name))
         };
         let meta = match fs::symlink_metadata(&at) {
             Ok(meta) => meta,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(nothing("did not write")),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+                return Err(nothing("did not write"));
+            }
             Err(e) => return Err(io(e).into()),
         };
         let dir = if meta.is_dir() {
             let empty = fs::read_dir(&at).map_err(io)?.next().is_none();
             if empty && stage.kind.trainer {
-                return Err(AttemptError { help: None, ..nothing("wrote nothing to") });
+                return Err(AttemptError {
+                    help: None,
+                    ..nothing("wrote nothing to")
+                });
             }
             at
         } else if meta.is_file() {

@@ -28,9 +28,16 @@ fn physical_cores() -> Option<usize> {
 /// The GPUs that workers may use, as `CUDA_VISIBLE_DEVICES` names them.
 pub fn gpus() -> Vec<String> {
     if let Ok(visible) = std::env::var("CUDA_VISIBLE_DEVICES") {
-        return visible.split(',').map(str::trim).filter(|s| !s.is_empty() && *s != "-1").map(str::to_owned).collect();
+        return visible
+            .split(',')
+            .map(str::trim)
+            .filter(|s| !s.is_empty() && *s != "-1")
+            .map(str::to_owned)
+            .collect();
     }
-    let Ok(devices) = fs::read_dir("/dev") else { return Vec::new() };
+    let Ok(devices) = fs::read_dir("/dev") else {
+        return Vec::new();
+    };
     let mut indices: Vec<usize> = devices
         .flatten()
         .filter_map(|e| e.file_name().to_str()?.strip_prefix("nvidia")?.parse().ok())

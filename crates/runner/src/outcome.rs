@@ -74,7 +74,11 @@ impl Outcome {
     pub(crate) fn exit_code(stages: &[StageOutcome], stop_code: Option<u8>) -> u8 {
         if let Some(signal_code) = stop_code {
             let lost = stages.iter().any(|s| s.status == Status::Killed);
-            return if lost { signal_code } else { Class::Preempt.exit_code() };
+            return if lost {
+                signal_code
+            } else {
+                Class::Preempt.exit_code()
+            };
         }
         // Integrity outranks all: nothing else can be trusted. Infra comes last: a retry may do.
         let order = [
@@ -96,6 +100,9 @@ impl Outcome {
                 _ => None,
             })
             .collect();
-        order.into_iter().find(|c| classes.contains(c)).map_or(0, Class::exit_code)
+        order
+            .into_iter()
+            .find(|c| classes.contains(c))
+            .map_or(0, Class::exit_code)
     }
 }

@@ -80,8 +80,10 @@ impl<'a> Recorder<'a> {
         let (dir, remote) = match store.run_path(&id, "events.jsonl")? {
             Some(path) => (path.parent().map(Path::to_owned).unwrap_or_default(), None),
             None => {
-                let dir = tempfile::tempdir()
-                    .map_err(|source| Error::System { what: "cannot make a temporary directory", source })?;
+                let dir = tempfile::tempdir().map_err(|source| Error::System {
+                    what: "cannot make a temporary directory",
+                    source,
+                })?;
                 (dir.path().to_owned(), Some(dir))
             }
         };
@@ -126,7 +128,10 @@ impl<'a> Recorder<'a> {
     /// Writes the final record. Tells what of the record could not be written.
     pub fn finish(mut self, stages: &[StageOutcome], exit_code: u8) -> Result<(), Error> {
         self.write(stages, Some(exit_code));
-        let flushed = self.events.flush().and_then(|()| self.metrics.as_mut().map_or(Ok(()), |m| m.flush()));
+        let flushed = self
+            .events
+            .flush()
+            .and_then(|()| self.metrics.as_mut().map_or(Ok(()), |m| m.flush()));
         self.note(flushed, "events.jsonl");
         self.send();
         self.failure.map_or(Ok(()), Err)
@@ -143,7 +148,11 @@ impl<'a> Recorder<'a> {
             store: self.store.url(),
             owner: crate::machine::owner(&self.id),
             started: &self.started,
-            state: if exit_code.is_some() { "finished" } else { "running" },
+            state: if exit_code.is_some() {
+                "finished"
+            } else {
+                "running"
+            },
             finished: exit_code.map(|_| clock::now()),
             exit_code,
             seconds: self.seconds(),
@@ -162,11 +171,24 @@ impl<'a> Recorder<'a> {
         }
         let flushed = self.events.flush();
         self.note(flushed, "events.jsonl");
-        for entry in walkdir::WalkDir::new(&self.dir).into_iter().flatten().filter(|e| e.file_type().is_file()) {
-            let Ok(name) = entry.path().strip_prefix(&self.dir) else { continue };
+        for entry in walkdir::WalkDir::new(&self.dir)
+            .into_iter()
+            .flatten()
+            .filter(|e| e.file_type().is_file())
+        {
+            let Ok(name) = entry.path().strip_prefix(&self.dir) else {
+                continue;
+            };
             let sent = match std::fs::read(entry.path()) {
-                Ok(bytes) => self.store.put_run(&self.id, &name.to_string_lossy(), &bytes).map_err(Error::from),
-                Err(source) => Err(Error::Io { what: "cannot read", path: entry.path().to_owned(), source }),
+                Ok(bytes) => self
+                    .store
+                    .put_run(&self.id, &name.to_string_lossy(), &bytes)
+                    .map_err(Error::from),
+                Err(source) => Err(Error::Io {
+                    what: "cannot read",
+                    path: entry.path().to_owned(),
+                    source,
+                }),
             };
             if let Err(e) = sent {
                 self.failure.get_or_insert(e);
@@ -177,7 +199,11 @@ impl<'a> Recorder<'a> {
     fn note(&mut self, result: std::io::Result<()>, name: &str) {
         if let Err(source) = result {
             let path = self.dir.join(name);
-            self.failure.get_or_insert(Error::Io { what: "cannot write", path, source });
+            self.failure.get_or_insert(Error::Io {
+                what: "cannot write",
+                path,
+                source,
+            });
         }
     }
 }
@@ -199,15 +225,34 @@ struct Step<'a> {
 
 impl Reporter for Recorder<'_> {
     fn report(&mut self, report: &Report) {
-        let line = serde_json::to_vec(&Timed { time: clock::now(), report }).unwrap_or_default();
-        let mut written = self.events.write_all(&line).and_then(|()| self.events.write_all(b"\n"));
+        let line = serde_json::to_vec(&Timed {
+            time: clock::now(),
+            report,
+        })
+        .unwrap_or_default();
+        let mut written = self
+            .events
+            .write_all(&line)
+            .and_then(|()| self.events.write_all(b"\n"));
         // Reused stages come in thousands at once; everything else is rare, and wanted on disk should the run be killed.
-        let quiet = matches!(report, Report::StageFinished { status: crate::Status::Reused, .. });
+        let quiet = matches!(
+            report,
+            Report::StageFinished {
+                status: crate::Status::Reused,
+                ..
+            }
+        );
         if !quiet && written.is_ok() {
             written = self.events.flush();
         }
         self.note(written, "events.jsonl");
-        if let Report::Metrics { stage, attempt, step, metrics } = report {
+        if let Report::Metrics {
+            stage,
+            attempt,
+            step,
+            metrics,
+        } = report
+        {
             if self.metrics.is_none() {
                 match append(&self.dir.join("metrics.jsonl")) {
                     Ok(file) => self.metrics = Some(file),
@@ -217,8 +262,13 @@ impl Reporter for Recorder<'_> {
                 }
             }
             if let Some(file) = &mut self.metrics {
-                let mut line =
-                    serde_json::to_vec(&Step { stage, attempt: *attempt, step: *step, metrics }).unwrap_or_default();
+                let mut line = serde_json::to_vec(&Step {
+                    stage,
+                    attempt: *attempt,
+                    step: *step,
+                    metrics,
+                })
+                .unwrap_or_default();
                 line.push(b'\n');
                 let written = file.write_all(&line).and_then(|()| file.flush());
                 self.note(written, "metrics.jsonl");
@@ -232,6 +282,10 @@ fn append(path: &Path) -> Result<BufWriter<File>, Error> {
         .append(true)
         .create(true)
         .open(path)
-        .map_err(|source| Error::Io { what: "cannot open", path: path.to_owned(), source })?;
+        .map_err(|source| Error::Io {
+            what: "cannot open",
+            path: path.to_owned(),
+            source,
+        })?;
     Ok(BufWriter::new(file))
 }

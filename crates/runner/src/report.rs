@@ -27,15 +27,9 @@ pub enum Report {
         text: String,
     },
     /// A stage will run, and why.
-    StageQueued {
-        stage: String,
-        why: String,
-    },
+    StageQueued { stage: String, why: String },
     /// Another runner computes this key; its result is waited for.
-    StageWaiting {
-        stage: String,
-        owner: String,
-    },
+    StageWaiting { stage: String, owner: String },
     AttemptStarted {
         stage: String,
         attempt: u32,

@@ -37,12 +37,16 @@ pub enum Why {
     /// No earlier result of this stage is known.
     New,
     /// It differs from its last result in these fields.
-    Changed { fields: Vec<Difference> },
+    Changed {
+        fields: Vec<Difference>,
+    },
     /// It had a result under this very key, which is gone or does not verify.
     Gone,
     Forced,
     /// The result is there, but an artifact that is needed is not.
-    Repair { what: String },
+    Repair {
+        what: String,
+    },
 }
 
 impl fmt::Display for Why {
@@ -133,15 +137,26 @@ pub fn decide_all(session: &Session) -> Result<Vec<Decision>, Error> {
     loop {
         let mut repaired = Vec::new();
         for i in (0..order.len()).rev() {
-            let State::Reuse(found) = &decisions[i].state else { continue };
-            let mut below = order[i].downstream.iter().filter(|d| order[**d].part != Part::Out).peekable();
-            let needed = below.peek().is_none() || below.any(|d| !matches!(decisions[*d].state, State::Reuse(_)));
+            let State::Reuse(found) = &decisions[i].state else {
+                continue;
+            };
+            let mut below = order[i]
+                .downstream
+                .iter()
+                .filter(|d| order[**d].part != Part::Out)
+                .peekable();
+            let needed = below.peek().is_none()
+                || below.any(|d| !matches!(decisions[*d].state, State::Reuse(_)));
             if !needed || std::mem::replace(&mut checked[i], true) {
                 continue;
             }
             if let Err(what) = session.intact(&found.record)? {
                 let may_run = order[i].part == Part::Run;
-                decisions[i].state = if may_run { State::Run(Why::Repair { what }) } else { State::Missing };
+                decisions[i].state = if may_run {
+                    State::Run(Why::Repair { what })
+                } else {
+                    State::Missing
+                };
                 outputs[i] = None;
                 repaired.push(i);
             }
@@ -165,11 +180,19 @@ pub fn decide_all(session: &Session) -> Result<Vec<Decision>, Error> {
 pub fn decide(session: &Session, i: usize, outputs: &[Option<Outputs>]) -> Result<Decision, Error> {
     let planned = &session.plan.order[i];
     if planned.part == Part::Out {
-        return Ok(Decision { state: State::Out, keyed: None });
+        return Ok(Decision {
+            state: State::Out,
+            keyed: None,
+        });
     }
     let keyed = match session.key(i, outputs)? {
         Ok(keyed) => keyed,
-        Err(unknown) => return Ok(Decision { state: State::Undecided(unknown), keyed: None }),
+        Err(unknown) => {
+            return Ok(Decision {
+                state: State::Undecided(unknown),
+                keyed: None,
+            });
+        }
     };
     let may_run = planned.part == Part::Run;
     let forced = may_run
@@ -187,20 +210,30 @@ pub fn decide(session: &Session, i: usize, outputs: &[Option<Outputs>]) -> Resul
             None => State::Missing,
         }
     };
-    Ok(Decision { state, keyed: Some(keyed) })
+    Ok(Decision {
+        state,
+        keyed: Some(keyed),
+    })
 }
 
 /// Why a stage without a result has none: what changed since its last one.
 pub fn explain(session: &Session, keyed: &Keyed, past: Option<&Past>) -> Result<Why, Error> {
-    let Some(last) = past.and_then(|p| p.key.as_ref()).and_then(|k| k.parse::<Key>().ok()) else {
+    let Some(last) = past
+        .and_then(|p| p.key.as_ref())
+        .and_then(|k| k.parse::<Key>().ok())
+    else {
         return Ok(Why::New);
     };
     if last == keyed.key {
         return Ok(Why::Gone);
     }
-    let Some((_, record)) = session.store.current(&last)? else { return Ok(Why::New) };
+    let Some((_, record)) = session.store.current(&last)? else {
+        return Ok(Why::New);
+    };
     Ok(match Preimage::parse(&record.preimage) {
-        Ok(earlier) => Why::Changed { fields: keyed.preimage.diff(&earlier) },
+        Ok(earlier) => Why::Changed {
+            fields: keyed.preimage.diff(&earlier),
+        },
         Err(_) => Why::New,
     })
 }

@@ -33,8 +33,8 @@ const TICK: Duration = Duration::from_millis(100);
 pub fn run(plan: &Plan, options: &Options, reporter: &mut dyn Reporter) -> Result<Outcome, Error> {
     let clock = Instant::now();
     let session = Session::open(plan, options)?;
-    let recorder = Recorder::start(plan, options, &session.store, clock)?;
     let slots = Slots::new(options)?;
+    let recorder = Recorder::start(plan, options, &session.store, clock)?;
     let (tell, told) = channel();
     let shared = Arc::new(Shared {
         store: session.store.clone(),
@@ -127,7 +127,12 @@ impl Run<'_> {
             }
             match told.recv_timeout(TICK) {
                 Ok(Note::Report(report)) => self.report(report),
-                Ok(Note::Ended { index, attempt, seconds, end }) => self.ended(index, attempt, seconds, end),
+                Ok(Note::Ended {
+                    index,
+                    attempt,
+                    seconds,
+                    end,
+                }) => self.ended(index, attempt, seconds, end),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
@@ -140,7 +145,9 @@ impl Run<'_> {
         let mut decisions = decide_all(&self.session)?;
         let mut missing: Vec<String> = Vec::new();
         for decision in &decisions {
-            let State::Undecided(references) = &decision.state else { continue };
+            let State::Undecided(references) = &decision.state else {
+                continue;
+            };
             for name in references.iter().filter_map(|r| r.strip_prefix("source.")) {
                 if !missing.iter().any(|m| m == name) {
                     missing.push(name.to_owned());
@@ -148,9 +155,22 @@ impl Run<'_> {
             }
         }
         for name in &missing {
-            let text = format!("fetching source '{name}' ({})", self.session.plan.recipe.sources[name.as_str()].from);
-            self.report(Report::Message { stage: None, level: "info".into(), text });
-            let Session { plan, store, sources, options, .. } = &mut self.session;
+            let text = format!(
+                "fetching source '{name}' ({})",
+                self.session.plan.recipe.sources[name.as_str()].from
+            );
+            self.report(Report::Message {
+                stage: None,
+                level: "info".into(),
+                text,
+            });
+            let Session {
+                plan,
+                store,
+                sources,
+                options,
+                ..
+            } = &mut self.session;
             sources.pin(&plan.recipe, name, store, options.offline)?;
         }
         if !missing.is_empty() {
@@ -158,7 +178,11 @@ impl Run<'_> {
         }
         self.session.sources.save()?;
         for (source, digest, text) in std::mem::take(&mut self.session.sources.notices) {
-            self.report(Report::Source { source, digest: digest.hex(), text });
+            self.report(Report::Source {
+                source,
+                digest: digest.hex(),
+                text,
+            });
         }
         self.decisions = decisions.into_iter().map(Some).collect();
         Ok(())
@@ -166,7 +190,9 @@ impl Run<'_> {
 
     /// Takes a stage whose inputs are all there to its end or to the ready ones.
     fn settle(&mut self, i: usize) -> Result<(), Error> {
-        let early = self.decisions[i].take().filter(|d| !matches!(d.state, State::Undecided(_)));
+        let early = self.decisions[i]
+            .take()
+            .filter(|d| !matches!(d.state, State::Undecided(_)));
         let decision = match early {
             Some(decision) => decision,
             None => self.decide_late(i)?,
@@ -189,7 +215,13 @@ impl Run<'_> {
                 );
             }
             (State::Undecided(references), _) => {
-                self.fail(i, AttemptError::new(Class::Integrity, format!("{} is not known", references.join(", "))));
+                self.fail(
+                    i,
+                    AttemptError::new(
+                        Class::Integrity,
+                        format!("{} is not known", references.join(", ")),
+                    ),
+                );
             }
             (State::Run(_), None) | (State::Out, _) => {}
         }
@@ -212,13 +244,21 @@ impl Run<'_> {
         let plan = session.plan;
         if self.past.is_none() {
             let past = history::of(&session.store, &plan.recipe.name, plan.order.len());
-            let seconds = |i: usize| past.get(&plan.order[i].stage.name).and_then(|p| p.cost_seconds).unwrap_or(1.0);
+            let seconds = |i: usize| {
+                past.get(&plan.order[i].stage.name)
+                    .and_then(|p| p.cost_seconds)
+                    .unwrap_or(1.0)
+            };
             self.paths = self.states.critical_paths(seconds);
             self.past = Some(past);
         }
         let name = &plan.order[i].stage.name;
         if why == Why::New {
-            why = explain(session, &keyed, self.past.as_ref().and_then(|p| p.get(name)))?;
+            why = explain(
+                session,
+                &keyed,
+                self.past.as_ref().and_then(|p| p.get(name)),
+            )?;
         }
         let start = match &why {
             Why::Forced => Start::Forced,
@@ -229,12 +269,16 @@ impl Run<'_> {
             _ => Start::First,
         };
         self.states.outcomes[i].why = Some(why.to_string());
-        self.report(Report::StageQueued { stage: name.clone(), why: why.to_string() });
+        self.report(Report::StageQueued {
+            stage: name.clone(),
+            why: why.to_string(),
+        });
         self.states.set(i, Phase::Ready);
         self.ready.push((i, Waiting { keyed, start }));
         let paths = &self.paths;
         // Longest way to go first; among equals, in plan order. The last of the list is taken first.
-        self.ready.sort_by(|(a, _), (b, _)| paths[*a].total_cmp(&paths[*b]).then(b.cmp(a)));
+        self.ready
+            .sort_by(|(a, _), (b, _)| paths[*a].total_cmp(&paths[*b]).then(b.cmp(a)));
         Ok(())
     }
 
@@ -246,7 +290,9 @@ impl Run<'_> {
             let i = self.ready[at].0;
             let stage = &self.session.plan.order[i].stage;
             let need = self.slots.need(stage);
-            let Some(gpus) = self.slots.take(&need) else { continue };
+            let Some(gpus) = self.slots.take(&need) else {
+                continue;
+            };
             let (_, Waiting { keyed, start }) = self.ready.remove(at);
             let job = Job {
                 index: i,
@@ -264,12 +310,24 @@ impl Run<'_> {
                 .name(stage.name.clone())
                 .spawn(move || {
                     let index = job.index;
-                    if catch_unwind(AssertUnwindSafe(|| attempt::run(job, &shared, &tell))).is_err() {
-                        let error = AttemptError::new(Class::Failed, "the runner met a bug: see its standard error");
-                        let _ = tell.send(Note::Ended { index, attempt: None, seconds: 0.0, end: End::Failed(error) });
+                    if catch_unwind(AssertUnwindSafe(|| attempt::run(job, &shared, &tell))).is_err()
+                    {
+                        let error = AttemptError::new(
+                            Class::Failed,
+                            "the runner met a bug: see its standard error",
+                        );
+                        let _ = tell.send(Note::Ended {
+                            index,
+                            attempt: None,
+                            seconds: 0.0,
+                            end: End::Failed(error),
+                        });
                     }
                 })
-                .map_err(|source| Error::System { what: "cannot start a thread", source })?;
+                .map_err(|source| Error::System {
+                    what: "cannot start a thread",
+                    source,
+                })?;
         }
         Ok(())
     }
@@ -280,19 +338,32 @@ impl Run<'_> {
         let one = |reference: &Reference| {
             let digest = session.digest_of(reference, &self.states.outputs)?;
             let (artifact, source) = match reference {
-                Reference::Source(name) => {
-                    (recipe.sources[name.as_str()].artifact, session.sources.get(name).map(|k| (name.clone(), k.clone())))
-                }
+                Reference::Source(name) => (
+                    recipe.sources[name.as_str()].artifact,
+                    session.sources.get(name).map(|k| (name.clone(), k.clone())),
+                ),
                 Reference::Stage { stage, output } => {
                     let outputs = &session.plan.order[session.position(stage)].stage.outputs;
-                    let artifact = outputs.iter().find(|o| o.name == *output).map(|o| o.artifact);
+                    let artifact = outputs
+                        .iter()
+                        .find(|o| o.name == *output)
+                        .map(|o| o.artifact);
                     (artifact.unwrap_or(spec::ArtifactKind::Files), None)
                 }
             };
-            Some(Input { digest, artifact, reference: reference.to_string(), source })
+            Some(Input {
+                digest,
+                artifact,
+                reference: reference.to_string(),
+                source,
+            })
         };
         let stage = &session.plan.order[i].stage;
-        stage.inputs.iter().map(|(name, list)| (name.clone(), list.iter().filter_map(one).collect())).collect()
+        stage
+            .inputs
+            .iter()
+            .map(|(name, list)| (name.clone(), list.iter().filter_map(one).collect()))
+            .collect()
     }
 
     fn reuse(&mut self, i: usize, found: Found) {
@@ -300,7 +371,12 @@ impl Run<'_> {
             let stage = self.states.outcomes[i].stage.clone();
             let text = format!("reused from another trainer's key {}", key.short());
             self.states.outcomes[i].why = Some(text.clone());
-            self.report(Report::Message { stage: Some(stage), level: "warning".into(), text });
+            self.states.outcomes[i].key = Some(key.hex());
+            self.report(Report::Message {
+                stage: Some(stage),
+                level: "warning".into(),
+                text,
+            });
         }
         self.result(i, Status::Reused, found.attempt, found.record);
     }
@@ -317,7 +393,14 @@ impl Run<'_> {
             End::Adopted(record) => self.result(i, Status::Adopted, attempt, *record),
             End::Failed(error) => self.fail(i, error),
             End::Stopped { checkpoint } => {
-                self.states.set(i, Phase::Ended(if checkpoint { Status::Stopped } else { Status::Killed }));
+                self.states.set(
+                    i,
+                    Phase::Ended(if checkpoint {
+                        Status::Stopped
+                    } else {
+                        Status::Killed
+                    }),
+                );
                 self.tell_end(i);
             }
         }
@@ -330,7 +413,11 @@ impl Run<'_> {
         let outcome = &mut self.states.outcomes[i];
         outcome.attempt = Some(attempt);
         outcome.metrics = metrics;
-        outcome.outputs = record.outputs.iter().map(|(k, d)| (k.clone(), d.hex())).collect();
+        outcome.outputs = record
+            .outputs
+            .iter()
+            .map(|(k, d)| (k.clone(), d.hex()))
+            .collect();
         outcome.cost_seconds = Some(record.cost.seconds);
         if let Some(text) = broken {
             outcome.error = Some(assertion_failure(text));
@@ -352,7 +439,11 @@ impl Run<'_> {
 
     fn tell_end(&mut self, i: usize) {
         let outcome = &self.states.outcomes[i];
-        let message = outcome.error.as_ref().map(|e| e.message.clone()).or_else(|| outcome.why.clone());
+        let message = outcome
+            .error
+            .as_ref()
+            .map(|e| e.message.clone())
+            .or_else(|| outcome.why.clone());
         let report = Report::StageFinished {
             stage: outcome.stage.clone(),
             status: outcome.status,
@@ -379,7 +470,12 @@ impl Run<'_> {
         }
         while self.slots.running() > 0 {
             match told.recv() {
-                Ok(Note::Ended { index, attempt, seconds, end }) => self.ended(index, attempt, seconds, end),
+                Ok(Note::Ended {
+                    index,
+                    attempt,
+                    seconds,
+                    end,
+                }) => self.ended(index, attempt, seconds, end),
                 Ok(Note::Report(report)) => self.report(report),
                 Err(_) => break,
             }
@@ -389,10 +485,20 @@ impl Run<'_> {
     /// Ends guard and scratch, writes the record, and sums up.
     fn finish(mut self, worked: Result<(), Error>) -> Result<Outcome, Error> {
         let cancel = self.shared.cancel.clone();
-        self.shared.guarding.lock().unwrap_or_else(|e| e.into_inner()).take();
-        self.shared.scratch.lock().unwrap_or_else(|e| e.into_inner()).take();
+        self.shared
+            .guarding
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .take();
+        self.shared
+            .scratch
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .take();
         let stages = &self.states.outcomes;
-        let unfinished = stages.iter().any(|s| matches!(s.status, Status::NotRun | Status::Stopped | Status::Killed));
+        let unfinished = stages
+            .iter()
+            .any(|s| matches!(s.status, Status::NotRun | Status::Stopped | Status::Killed));
         let stopped = (cancel.level() != Stop::No && unfinished).then(|| cancel.exit_code());
         let exit_code = match &worked {
             Ok(()) => Outcome::exit_code(stages, stopped),
@@ -400,26 +506,49 @@ impl Run<'_> {
         };
         let seconds = self.recorder.seconds();
         let run = self.recorder.id.clone();
-        self.report(Report::RunFinished { run: run.clone(), exit_code, seconds });
+        self.report(Report::RunFinished {
+            run: run.clone(),
+            exit_code,
+            seconds,
+        });
         let flushed = self.session.store.flush();
-        let Run { states, recorder, session, .. } = self;
+        let Run {
+            states,
+            recorder,
+            session,
+            ..
+        } = self;
         let recorded = recorder.finish(&states.outcomes, exit_code);
         worked?;
         flushed?;
         recorded?;
-        Ok(Outcome { run, recipe: session.plan.recipe.name.clone(), stages: states.outcomes, exit_code, seconds })
+        Ok(Outcome {
+            run,
+            recipe: session.plan.recipe.name.clone(),
+            stages: states.outcomes,
+            exit_code,
+            seconds,
+        })
     }
 }
 
 /// The assertions that do not hold, in words.
-fn broken(assertions: &[Assertion], metrics: &std::collections::BTreeMap<String, f64>) -> Option<String> {
+fn broken(
+    assertions: &[Assertion],
+    metrics: &std::collections::BTreeMap<String, f64>,
+) -> Option<String> {
     use spec::assertion::Verdict;
     let texts: Vec<String> = assertions
         .iter()
         .filter_map(|a| match a.judge(metrics) {
             Verdict::Passed { .. } => None,
-            Verdict::Failed { value, .. } => Some(format!("{} does not hold: it is {value}", a.describe())),
-            Verdict::Missing => Some(format!("{} does not hold: there is no such metric", a.describe())),
+            Verdict::Failed { value, .. } => {
+                Some(format!("{} does not hold: it is {value}", a.describe()))
+            }
+            Verdict::Missing => Some(format!(
+                "{} does not hold: there is no such metric",
+                a.describe()
+            )),
         })
         .collect();
     (!texts.is_empty()).then(|| texts.join("; "))

@@ -26,23 +26,38 @@ impl Scratch {
             Some(_) => node_local(store),
             None => None,
         };
-        let base = base.unwrap_or_else(|| std::env::temp_dir().join("recipe")).join("attempts");
+        let base = base
+            .unwrap_or_else(|| std::env::temp_dir().join("recipe"))
+            .join("attempts");
         let io = |path: &Path| {
             let path = path.to_owned();
-            move |source| Error::Io { what: "cannot create", path, source }
+            move |source| Error::Io {
+                what: "cannot create",
+                path,
+                source,
+            }
         };
         std::fs::create_dir_all(&base).map_err(io(&base))?;
         let lock = base.join(format!("{run}.lock"));
         let file = File::create(&lock).map_err(io(&lock))?;
-        let held = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| io(&lock)(e.into()))?;
+        let held = Flock::lock(file, FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, e)| io(&lock)(e.into()))?;
         sweep(&base);
-        Ok(Scratch { root: base.join(run), lock, _held: held })
+        Ok(Scratch {
+            root: base.join(run),
+            lock,
+            _held: held,
+        })
     }
 
     /// A new directory for an attempt.
     pub fn attempt(&self, stage: &str, attempt: u32) -> Result<Attempt, Error> {
         let path = self.root.join(format!("{stage}-{attempt}"));
-        std::fs::create_dir_all(&path).map_err(|source| Error::Io { what: "cannot create", path: path.clone(), source })?;
+        std::fs::create_dir_all(&path).map_err(|source| Error::Io {
+            what: "cannot create",
+            path: path.clone(),
+            source,
+        })?;
         Ok(Attempt { path })
     }
 }
@@ -72,7 +87,9 @@ fn sweep(base: &Path) {
         if path.extension().is_none_or(|e| e != "lock") {
             continue;
         }
-        let Ok(file) = File::open(&path) else { continue };
+        let Ok(file) = File::open(&path) else {
+            continue;
+        };
         // Our own lock is held through another descriptor, so it is refused here like anyone's.
         if let Ok(_taken) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             let _ = std::fs::remove_dir_all(path.with_extension(""));

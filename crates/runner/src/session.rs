@@ -50,8 +50,12 @@ pub struct Session<'p> {
 impl<'p> Session<'p> {
     /// Opens the store, looks at the sources (without network) and asks the worker who it is.
     pub fn open(plan: &'p Plan, options: &'p Options) -> Result<Session<'p>, Error> {
-        let index: HashMap<&str, usize> =
-            plan.order.iter().enumerate().map(|(i, s)| (s.stage.name.as_str(), i)).collect();
+        let index: HashMap<&str, usize> = plan
+            .order
+            .iter()
+            .enumerate()
+            .map(|(i, s)| (s.stage.name.as_str(), i))
+            .collect();
         if let Force::Stages(names) = &options.force
             && let Some(unknown) = names.iter().find(|n| !index.contains_key(n.as_str()))
         {
@@ -72,14 +76,27 @@ impl<'p> Session<'p> {
             }
         }
         let sources = Sources::look(&plan.recipe, names.into_iter(), &store, options.locked)?;
-        let mut trainer = Trainer { version: String::new(), libtorch: String::new(), sources: String::new() };
+        let mut trainer = Trainer {
+            version: String::new(),
+            libtorch: String::new(),
+            sources: String::new(),
+        };
         let mut worker = None;
         if taken().any(|s| s.stage.kind.trainer) {
             let path = trainer::worker(options)?;
             trainer = trainer::identity(&path, &store)?;
             worker = Some(path);
         }
-        Ok(Session { plan, options, store, sources, worker, trainer, index, accepted: OnceCell::new() })
+        Ok(Session {
+            plan,
+            options,
+            store,
+            sources,
+            worker,
+            trainer,
+            index,
+            accepted: OnceCell::new(),
+        })
     }
 
     /// Position of a stage in the plan.
@@ -91,12 +108,19 @@ impl<'p> Session<'p> {
     pub fn digest_of(&self, reference: &Reference, outputs: &[Option<Outputs>]) -> Option<Digest> {
         match reference {
             Reference::Source(name) => Some(self.sources.get(name)?.digest),
-            Reference::Stage { stage, output } => outputs[self.index[stage.as_str()]].as_ref()?.get(output).copied(),
+            Reference::Stage { stage, output } => outputs[self.index[stage.as_str()]]
+                .as_ref()?
+                .get(output)
+                .copied(),
         }
     }
 
     /// The key of stage `i`, or the references whose content is not known yet.
-    pub fn key(&self, i: usize, outputs: &[Option<Outputs>]) -> Result<Result<Keyed, Vec<String>>, Error> {
+    pub fn key(
+        &self,
+        i: usize,
+        outputs: &[Option<Outputs>],
+    ) -> Result<Result<Keyed, Vec<String>>, Error> {
         let stage = &self.plan.order[i].stage;
         let mut unknown = Vec::new();
         let mut inputs = BTreeMap::new();
@@ -116,13 +140,21 @@ impl<'p> Session<'p> {
         let environment = declared(&stage.environment);
         let preimage = Preimage::new(stage.kind, &stage.with, inputs, &self.trainer, environment);
         let text = preimage.text();
-        Ok(Ok(Keyed { key: Digest::of(text.as_bytes()), preimage, text }))
+        Ok(Ok(Keyed {
+            key: Digest::of(text.as_bytes()),
+            preimage,
+            text,
+        }))
     }
 
     /// The current result of a key; with `--accept-trainer`, else that of any trainer.
     pub fn find(&self, keyed: &Keyed) -> Result<Option<Found>, Error> {
         if let Some((attempt, record)) = self.store.current(&keyed.key)? {
-            return Ok(Some(Found { attempt, record, accepted: None }));
+            return Ok(Some(Found {
+                attempt,
+                record,
+                accepted: None,
+            }));
         }
         if !self.options.accept_trainer || keyed.preimage.trainer.is_none() {
             return Ok(None);
@@ -136,7 +168,10 @@ impl<'p> Session<'p> {
             }
             let _ = self.accepted.set(all);
         }
-        let found = self.accepted.get().and_then(|all| all.get(&any_trainer(&keyed.preimage)));
+        let found = self
+            .accepted
+            .get()
+            .and_then(|all| all.get(&any_trainer(&keyed.preimage)));
         Ok(found.map(|(key, attempt, record)| Found {
             attempt: *attempt,
             record: record.clone(),
@@ -150,10 +185,16 @@ impl<'p> Session<'p> {
             match self.store.artifact_intact(digest)? {
                 cache::Intact::Yes => {}
                 cache::Intact::Missing { digest } => {
-                    return Ok(Err(format!("blob {} of output '{name}' is missing", digest.short())));
+                    return Ok(Err(format!(
+                        "blob {} of output '{name}' is missing",
+                        digest.short()
+                    )));
                 }
                 cache::Intact::Corrupt { digest, why } => {
-                    return Ok(Err(format!("blob {} of output '{name}' is corrupt: {why}", digest.short())));
+                    return Ok(Err(format!(
+                        "blob {} of output '{name}' is corrupt: {why}",
+                        digest.short()
+                    )));
                 }
             }
         }
@@ -163,9 +204,16 @@ impl<'p> Session<'p> {
 
 /// Values of the declared environment variables; what is not set is left out.
 pub fn declared(names: &[String]) -> BTreeMap<String, String> {
-    names.iter().filter_map(|n| Some((n.clone(), std::env::var(n).ok()?))).collect()
+    names
+        .iter()
+        .filter_map(|n| Some((n.clone(), std::env::var(n).ok()?)))
+        .collect()
 }
 
 fn any_trainer(preimage: &Preimage) -> String {
-    Preimage { trainer: None, ..preimage.clone() }.text()
+    Preimage {
+        trainer: None,
+        ..preimage.clone()
+    }
+    .text()
 }

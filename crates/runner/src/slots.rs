@@ -28,10 +28,16 @@ impl Slots {
     /// All of this machine, as far as the options allow.
     pub fn new(options: &Options) -> Result<Slots, Error> {
         let cores = machine::cores();
-        let gpus = if options.device == Device::Cpu { Vec::new() } else { machine::gpus() };
+        let gpus = if options.device == Device::Cpu {
+            Vec::new()
+        } else {
+            machine::gpus()
+        };
         if options.device == Device::Cuda && gpus.is_empty() {
             return Err(Error::Usage {
-                message: "device 'cuda' was asked for, but this machine has no GPU that can be seen".into(),
+                message:
+                    "device 'cuda' was asked for, but this machine has no GPU that can be seen"
+                        .into(),
                 help: Some("use --device auto or cpu, or look at CUDA_VISIBLE_DEVICES".into()),
             });
         }
@@ -48,7 +54,11 @@ impl Slots {
 
     /// `cuda` for what gains from it, where there is one.
     pub fn device(&self, stage: &Stage) -> &'static str {
-        if self.cuda && stage.kind.accelerated { "cuda" } else { "cpu" }
+        if self.cuda && stage.kind.accelerated {
+            "cuda"
+        } else {
+            "cpu"
+        }
     }
 
     /// What a stage takes. Nothing takes more than there is: ranks then share.
@@ -56,11 +66,22 @@ impl Slots {
         let resources = &stage.placement.resources;
         let ranks = resources.ranks.max(1) as usize;
         if self.device(stage) == "cuda" {
-            return Need { cores: ranks.min(self.total_cores), gpus: ranks.min(self.all_gpus) };
+            return Need {
+                cores: ranks.min(self.total_cores),
+                gpus: ranks.min(self.all_gpus),
+            };
         }
-        // A command is somebody's process: one core, as make and ninja count.
-        let cores = if stage.kind.trainer { ranks * resources.threads.max(1) as usize } else { 1 };
-        Need { cores: cores.min(self.total_cores), gpus: 0 }
+        let threads = match resources.threads as usize {
+            0 if stage.kind.trainer => machine::threads_per_rank(ranks),
+            // A command is somebody's process: one core, as make and ninja count.
+            0 => 1,
+            threads => threads,
+        };
+        let cores = ranks * threads;
+        Need {
+            cores: cores.min(self.total_cores),
+            gpus: 0,
+        }
     }
 
     /// Takes what is needed; the GPUs taken, or `None` when it does not fit now.

@@ -80,9 +80,13 @@ impl States {
         states
     }
 
-    /// The only way a stage changes its state. An end makes the stages below due, or skips them.
+    /// The only way a stage changes its state. An end makes the stages below due, or skips
+    /// them; a stop leaves them as they are, for the next run.
     pub fn set(&mut self, i: usize, phase: Phase) {
-        debug_assert!(!matches!(self.phases[i], Phase::Ended(_)), "stage {i} has ended");
+        debug_assert!(
+            !matches!(self.phases[i], Phase::Ended(_)),
+            "stage {i} has ended"
+        );
         self.phases[i] = phase;
         match phase {
             Phase::Due => self.due.push_back(i),
@@ -100,7 +104,7 @@ impl States {
                         if ready {
                             self.set(d, Phase::Due);
                         }
-                    } else if status != Status::NotRun {
+                    } else if !matches!(status, Status::Stopped | Status::Killed) {
                         self.outcomes[d].why = Some(format!("needs '{}'", self.outcomes[i].stage));
                         self.skipped.push(d);
                         self.set(d, Phase::Ended(Status::Skipped));
@@ -112,14 +116,19 @@ impl States {
     }
 
     fn neighbours(&self, i: usize, direction: Direction) -> impl Iterator<Item = usize> + '_ {
-        self.graph.neighbors_directed(NodeIndex::new(i), direction).map(|n| n.index())
+        self.graph
+            .neighbors_directed(NodeIndex::new(i), direction)
+            .map(|n| n.index())
     }
 
     /// Seconds from each stage's start to the end of the longest chain below it: who is first in line.
     pub fn critical_paths(&self, seconds: impl Fn(usize) -> f64) -> Vec<f64> {
         let mut paths = vec![0.0; self.phases.len()];
         for i in (0..paths.len()).rev() {
-            let below = self.neighbours(i, Direction::Outgoing).map(|d| paths[d]).fold(0.0, f64::max);
+            let below = self
+                .neighbours(i, Direction::Outgoing)
+                .map(|d| paths[d])
+                .fold(0.0, f64::max);
             paths[i] = seconds(i) + below;
         }
         paths

@@ -18,21 +18,33 @@ use crate::source::write_atomic;
 
 /// Finds the worker: the option, `RECIPE_WORKER`, or `recipe-worker` beside this program.
 pub fn worker(options: &Options) -> Result<PathBuf, Error> {
-    let named = options.worker.clone().or_else(|| std::env::var_os("RECIPE_WORKER").map(PathBuf::from));
+    let named = options
+        .worker
+        .clone()
+        .or_else(|| std::env::var_os("RECIPE_WORKER").map(PathBuf::from));
     let path = match named {
         Some(path) => path,
         None => std::env::current_exe()
-            .map_err(|source| Error::System { what: "cannot find this program's own file", source })?
+            .map_err(|source| Error::System {
+                what: "cannot find this program's own file",
+                source,
+            })?
             .with_file_name("recipe-worker"),
     };
     if !path.is_file() {
         return Err(Error::Worker {
             path,
             message: "no such file".into(),
-            help: Some("build it with `cargo recipe --help`, or set RECIPE_WORKER to where it is".into()),
+            help: Some(
+                "build it with `cargo recipe --help`, or set RECIPE_WORKER to where it is".into(),
+            ),
         });
     }
-    std::path::absolute(&path).map_err(|source| Error::Io { what: "cannot find", path, source })
+    std::path::absolute(&path).map_err(|source| Error::Io {
+        what: "cannot find",
+        path,
+        source,
+    })
 }
 
 /// Device, inode, size, mtime and ctime of a file.
@@ -46,12 +58,19 @@ struct Remembered {
 
 /// Asks a worker who it is, by a process that loads libtorch.
 pub fn ask(worker: &Path) -> Result<Trainer, Error> {
-    let out = Command::new(worker).arg("identity").output().map_err(|e| unusable(worker, e.to_string()))?;
+    let out = Command::new(worker)
+        .arg("identity")
+        .output()
+        .map_err(|e| unusable(worker, e.to_string()))?;
     if !out.status.success() {
         let said = String::from_utf8_lossy(&out.stderr);
-        return Err(unusable(worker, format!("`identity` ended with {}: {}", out.status, said.trim())));
+        return Err(unusable(
+            worker,
+            format!("`identity` ended with {}: {}", out.status, said.trim()),
+        ));
     }
-    serde_json::from_slice(&out.stdout).map_err(|e| unusable(worker, format!("`identity` printed something else: {e}")))
+    serde_json::from_slice(&out.stdout)
+        .map_err(|e| unusable(worker, format!("`identity` printed something else: {e}")))
 }
 
 fn unusable(worker: &Path, message: String) -> Error {
@@ -84,7 +103,13 @@ pub fn identity(worker: &Path, store: &Store) -> Result<Trainer, Error> {
         return Ok(known.trainer.clone());
     }
     let trainer = ask(worker)?;
-    all.insert(name, Remembered { stat, trainer: trainer.clone() });
+    all.insert(
+        name,
+        Remembered {
+            stat,
+            trainer: trainer.clone(),
+        },
+    );
     if let Some(path) = memory {
         // Forgetting costs a second the next time, no more.
         let _ = path.parent().map(std::fs::create_dir_all);

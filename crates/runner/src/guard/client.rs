@@ -43,7 +43,8 @@ impl Guard {
     /// Starts `program args.. note`, which must end in [`super::main`].
     pub fn start(program: &Path, args: &[String], note: &Path) -> Result<Guard, Error> {
         let system = |what| move |source| Error::System { what, source };
-        let (ours, theirs) = UnixStream::pair().map_err(system("cannot make a socket for the guard"))?;
+        let (ours, theirs) =
+            UnixStream::pair().map_err(system("cannot make a socket for the guard"))?;
         let child = Command::new(program)
             .args(args)
             .arg(note)
@@ -53,7 +54,9 @@ impl Guard {
             .spawn()
             .map_err(system("cannot start the guard"))?;
         let routes: Routes = Arc::default();
-        let reader = ours.try_clone().map_err(system("cannot clone the guard's socket"))?;
+        let reader = ours
+            .try_clone()
+            .map_err(system("cannot clone the guard's socket"))?;
         let table = routes.clone();
         std::thread::Builder::new()
             .name("guard".into())
@@ -74,25 +77,36 @@ impl Guard {
                 }
             })
             .map_err(system("cannot start the guard's reader"))?;
-        Ok(Guard { socket: Mutex::new(ours), routes, next: AtomicU64::new(1), child: Mutex::new(child) })
+        Ok(Guard {
+            socket: Mutex::new(ours),
+            routes,
+            next: AtomicU64::new(1),
+            child: Mutex::new(child),
+        })
     }
 
     fn ask(&self, request: &Request, fds: &[OwnedFd]) -> Result<(), Error> {
         let socket = self.socket.lock().unwrap_or_else(|e| e.into_inner());
         let fds: Vec<_> = fds.iter().map(|f| f.as_fd()).collect();
-        wire::send(&socket, request, &fds).map_err(|e| Error::Guard(format!("cannot be reached: {e}")))
+        wire::send(&socket, request, &fds)
+            .map_err(|e| Error::Guard(format!("cannot be reached: {e}")))
     }
 
     fn route(&self, to: Route) -> u64 {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        self.routes.lock().unwrap_or_else(|e| e.into_inner()).insert(id, to);
+        self.routes
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .insert(id, to);
         id
     }
 
     /// Starts a process; its replies (started or not, then its exit) go to `to`. Returns its id.
     pub fn spawn(&self, spawn: Spawn, to: Route) -> Result<u64, Error> {
         let text = |p: PathBuf| {
-            p.into_os_string().into_string().map_err(|p| Error::Guard(format!("path {p:?} is not UTF-8")))
+            p.into_os_string()
+                .into_string()
+                .map_err(|p| Error::Guard(format!("path {p:?} is not UTF-8")))
         };
         let id = self.route(to);
         let request = Request::Spawn {
@@ -120,7 +134,13 @@ impl Guard {
         let id = self.route(Box::new(move |reply| {
             let _ = to.send(reply);
         }));
-        self.ask(&Request::Sweep { id, gang: gang.into() }, &[])?;
+        self.ask(
+            &Request::Sweep {
+                id,
+                gang: gang.into(),
+            },
+            &[],
+        )?;
         match from.recv_timeout(Duration::from_secs(30)) {
             Ok(Some(Reply::Swept { killed, .. })) => Ok(killed),
             _ => Err(Error::Guard("does not answer".into())),

@@ -49,20 +49,33 @@ pub fn main() -> ExitCode {
     }
     let killed = kill_everything();
     if killed > 0 {
-        append(&note, &format!("guard: the runner is gone; killed {killed} process(es) that it left"));
+        append(
+            &note,
+            &format!("guard: the runner is gone; killed {killed} process(es) that it left"),
+        );
     }
     ExitCode::SUCCESS
 }
 
 fn append(note: &str, line: &str) {
-    if let Ok(mut file) = std::fs::OpenOptions::new().append(true).create(true).open(note) {
+    if let Ok(mut file) = std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(note)
+    {
         let _ = writeln!(file, "{line}");
     }
 }
 
 fn serve() -> std::io::Result<()> {
     let _ = setsid();
-    for s in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGPIPE, Signal::SIGQUIT] {
+    for s in [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGPIPE,
+        Signal::SIGQUIT,
+    ] {
         unsafe { signal(s, SigHandler::SigIgn) }?;
     }
     if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } != 0 {
@@ -81,7 +94,10 @@ fn serve() -> std::io::Result<()> {
 
     let mut ranks: HashMap<i32, u64> = HashMap::new();
     loop {
-        let mut ready = [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
+        let mut ready = [
+            PollFd::new(socket.as_fd(), PollFlags::POLLIN),
+            PollFd::new(ended.as_fd(), PollFlags::POLLIN),
+        ];
         match poll(&mut ready, PollTimeout::NONE) {
             Err(nix::Error::EINTR) => continue,
             other => other?,
@@ -96,15 +112,31 @@ fn serve() -> std::io::Result<()> {
             }
         }
         if asked {
-            let Some((request, fds)) = wire::receive::<Request>(&socket)? else { return Ok(()) };
+            let Some((request, fds)) = wire::receive::<Request>(&socket)? else {
+                return Ok(());
+            };
             answer(&socket, request, fds, &mut ranks)?;
         }
     }
 }
 
-fn answer(socket: &UnixStream, request: Request, fds: Vec<OwnedFd>, ranks: &mut HashMap<i32, u64>) -> std::io::Result<()> {
+fn answer(
+    socket: &UnixStream,
+    request: Request,
+    fds: Vec<OwnedFd>,
+    ranks: &mut HashMap<i32, u64>,
+) -> std::io::Result<()> {
     match request {
-        Request::Spawn { id, program, args, cwd, clear_env, unset, env, gang } => {
+        Request::Spawn {
+            id,
+            program,
+            args,
+            cwd,
+            clear_env,
+            unset,
+            env,
+            gang,
+        } => {
             let mut command = Command::new(&program);
             if clear_env {
                 command.env_clear();
@@ -114,15 +146,36 @@ fn answer(socket: &UnixStream, request: Request, fds: Vec<OwnedFd>, ranks: &mut 
             }
             let mut fds = fds.into_iter();
             let (Some(out), Some(err)) = (fds.next(), fds.next()) else {
-                return wire::send(socket, &Reply::NotStarted { id, message: "no descriptors came along".into() }, &[]);
+                return wire::send(
+                    socket,
+                    &Reply::NotStarted {
+                        id,
+                        message: "no descriptors came along".into(),
+                    },
+                    &[],
+                );
             };
-            command.args(args).current_dir(&cwd).envs(env).env(process::GANG, gang);
-            command.stdin(Stdio::null()).stdout(out).stderr(err).process_group(0);
+            command
+                .args(args)
+                .current_dir(&cwd)
+                .envs(env)
+                .env(process::GANG, gang);
+            command
+                .stdin(Stdio::null())
+                .stdout(out)
+                .stderr(err)
+                .process_group(0);
             let guard = std::process::id();
             // Only async-signal-safe calls between fork and exec.
             unsafe {
                 command.pre_exec(move || {
-                    for s in [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGPIPE, libc::SIGQUIT] {
+                    for s in [
+                        libc::SIGINT,
+                        libc::SIGTERM,
+                        libc::SIGHUP,
+                        libc::SIGPIPE,
+                        libc::SIGQUIT,
+                    ] {
                         libc::signal(s, libc::SIG_DFL);
                     }
                     libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
@@ -138,12 +191,18 @@ fn answer(socket: &UnixStream, request: Request, fds: Vec<OwnedFd>, ranks: &mut 
                     ranks.insert(pid, id);
                     Reply::Started { id, pid }
                 }
-                Err(e) => Reply::NotStarted { id, message: e.to_string() },
+                Err(e) => Reply::NotStarted {
+                    id,
+                    message: e.to_string(),
+                },
             };
             wire::send(socket, &reply, &[])
         }
         Request::Signal { id, signal } => {
-            if let (Some((pid, _)), Ok(signal)) = (ranks.iter().find(|(_, i)| **i == id), Signal::try_from(signal)) {
+            if let (Some((pid, _)), Ok(signal)) = (
+                ranks.iter().find(|(_, i)| **i == id),
+                Signal::try_from(signal),
+            ) {
                 let _ = killpg(Pid::from_raw(*pid), signal);
             }
             Ok(())
@@ -163,7 +222,9 @@ fn sweep(gang: &str, ranks: &HashMap<i32, u64>) -> usize {
         let mut left = Vec::new();
         for pid in process::children(std::process::id() as i32) {
             let of = process::gang(pid);
-            if !ranks.contains_key(&pid) && (of.as_deref() == Some(gang) || (of.is_none() && ranks.is_empty())) {
+            if !ranks.contains_key(&pid)
+                && (of.as_deref() == Some(gang) || (of.is_none() && ranks.is_empty()))
+            {
                 left.extend(process::tree(pid));
             }
         }

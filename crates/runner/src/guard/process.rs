@@ -15,7 +15,10 @@ pub fn children(pid: i32) -> Vec<i32> {
     for thread in threads.flatten() {
         if let Ok(text) = fs::read_to_string(thread.path().join("children")) {
             listed = true;
-            found.extend(text.split_ascii_whitespace().filter_map(|p| p.parse::<i32>().ok()));
+            found.extend(
+                text.split_ascii_whitespace()
+                    .filter_map(|p| p.parse::<i32>().ok()),
+            );
         }
     }
     if listed { found } else { children_by_scan(pid) }
@@ -23,7 +26,9 @@ pub fn children(pid: i32) -> Vec<i32> {
 
 /// For kernels without `/proc/*/task/*/children`.
 fn children_by_scan(pid: i32) -> Vec<i32> {
-    let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(all) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     all.flatten()
         .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
         .filter(|p| parent(*p) == Some(pid))
@@ -33,7 +38,12 @@ fn children_by_scan(pid: i32) -> Vec<i32> {
 fn parent(pid: i32) -> Option<i32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command name may hold spaces and parentheses; the fields follow its last `)`.
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+    stat.rsplit_once(')')?
+        .1
+        .split_ascii_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
 }
 
 /// `pid` and everything below it.

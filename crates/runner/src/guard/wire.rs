@@ -43,7 +43,10 @@ pub enum Reply {
 impl Reply {
     pub fn id(&self) -> u64 {
         match self {
-            Reply::Started { id, .. } | Reply::NotStarted { id, .. } | Reply::Exited { id, .. } | Reply::Swept { id, .. } => *id,
+            Reply::Started { id, .. }
+            | Reply::NotStarted { id, .. }
+            | Reply::Exited { id, .. }
+            | Reply::Swept { id, .. } => *id,
         }
     }
 }
@@ -58,26 +61,47 @@ pub struct Exit {
     pub max_rss: u64,
 }
 
-pub fn send<T: Serialize>(mut socket: &UnixStream, message: &T, fds: &[BorrowedFd]) -> io::Result<()> {
+pub fn send<T: Serialize>(
+    mut socket: &UnixStream,
+    message: &T,
+    fds: &[BorrowedFd],
+) -> io::Result<()> {
     let body = serde_json::to_vec(message)?;
     let head = (body.len() as u64).to_le_bytes();
     let raw: Vec<i32> = fds.iter().map(|f| f.as_raw_fd()).collect();
     let control = [ControlMessage::ScmRights(&raw)];
-    let control = if raw.is_empty() { &control[..0] } else { &control[..] };
-    let sent = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(&head)], control, MsgFlags::MSG_NOSIGNAL, None)?;
+    let control = if raw.is_empty() {
+        &control[..0]
+    } else {
+        &control[..]
+    };
+    let sent = sendmsg::<()>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(&head)],
+        control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
     socket.write_all(&head[sent..])?;
     socket.write_all(&body)
 }
 
 /// The next message and its descriptors; `None` at the end of the stream.
-pub fn receive<T: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
+pub fn receive<T: DeserializeOwned>(
+    mut socket: &UnixStream,
+) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
     let mut head = [0u8; 8];
     let mut fds = Vec::new();
     let mut space = nix::cmsg_space!([i32; 4]);
     let got = {
         let mut iov = [IoSliceMut::new(&mut head)];
         let message = loop {
-            match recvmsg::<()>(socket.as_raw_fd(), &mut iov, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC) {
+            match recvmsg::<()>(
+                socket.as_raw_fd(),
+                &mut iov,
+                Some(&mut space),
+                MsgFlags::MSG_CMSG_CLOEXEC,
+            ) {
                 Err(nix::Error::EINTR) => continue,
                 other => break other?,
             }
@@ -85,7 +109,10 @@ pub fn receive<T: DeserializeOwned>(mut socket: &UnixStream) -> io::Result<Optio
         for control in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(raw) = control {
                 // The kernel made these descriptors for us alone.
-                fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+                fds.extend(
+                    raw.into_iter()
+                        .map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }),
+                );
             }
         }
         message.bytes

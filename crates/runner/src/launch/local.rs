@@ -32,19 +32,28 @@ impl Launcher for Local {
     fn launch(&self, spec: GangSpec) -> Result<Box<dyn Gang>, Error> {
         let (tell, happenings) = channel();
         let port = free_port()?;
-        let mut gang = LocalGang { guard: self.guard.clone(), name: spec.name.clone(), ids: Vec::new(), happenings };
+        let mut gang = LocalGang {
+            guard: self.guard.clone(),
+            name: spec.name.clone(),
+            ids: Vec::new(),
+            happenings,
+        };
         for rank in 0..spec.ranks {
             let log_path = rank_log(&spec.log, rank);
             let log = open_log(&log_path)?;
             let stdout = if spec.events {
-                let (read, write) =
-                    pipe().map_err(|source| Error::System { what: "cannot make a pipe for a rank", source })?;
+                let (read, write) = pipe().map_err(|source| Error::System {
+                    what: "cannot make a pipe for a rank",
+                    source,
+                })?;
                 read_lines(rank, read, log_path, tell.clone())?;
                 write
             } else {
-                OwnedFd::from(
-                    log.try_clone().map_err(|source| Error::Io { what: "cannot open", path: log_path, source })?,
-                )
+                OwnedFd::from(log.try_clone().map_err(|source| Error::Io {
+                    what: "cannot open",
+                    path: log_path,
+                    source,
+                })?)
             };
             let mut env = spec.env.clone();
             env.extend([
@@ -77,11 +86,13 @@ impl Launcher for Local {
                 Box::new(move |reply| {
                     let happening = match reply {
                         Some(Reply::Exited { exit, .. }) => Happening::Ended { rank, exit },
-                        Some(Reply::NotStarted { message, .. }) => {
-                            Happening::Lost { message: format!("cannot start '{program}': {message}") }
-                        }
+                        Some(Reply::NotStarted { message, .. }) => Happening::Lost {
+                            message: format!("cannot start '{program}': {message}"),
+                        },
                         Some(_) => return,
-                        None => Happening::Lost { message: "the guard process is gone".into() },
+                        None => Happening::Lost {
+                            message: "the guard process is gone".into(),
+                        },
                     };
                     let _ = tell.send(happening);
                 }),
@@ -103,7 +114,9 @@ impl Gang for LocalGang {
         match self.happenings.recv_timeout(wait) {
             Ok(happening) => Some(happening),
             Err(RecvTimeoutError::Timeout) => None,
-            Err(RecvTimeoutError::Disconnected) => Some(Happening::Lost { message: "the guard process is gone".into() }),
+            Err(RecvTimeoutError::Disconnected) => Some(Happening::Lost {
+                message: "the guard process is gone".into(),
+            }),
         }
     }
 
@@ -120,7 +133,12 @@ impl Gang for LocalGang {
 }
 
 /// Forwards lines until the last writer closes the pipe. Text that is no JSON object belongs in the log.
-fn read_lines(rank: usize, from: OwnedFd, log: PathBuf, tell: Sender<Happening>) -> Result<(), Error> {
+fn read_lines(
+    rank: usize,
+    from: OwnedFd,
+    log: PathBuf,
+    tell: Sender<Happening>,
+) -> Result<(), Error> {
     std::thread::Builder::new()
         .name(format!("rank {rank}"))
         .spawn(move || {
@@ -138,7 +156,10 @@ fn read_lines(rank: usize, from: OwnedFd, log: PathBuf, tell: Sender<Happening>)
             let _ = tell.send(Happening::Closed);
         })
         .map(drop)
-        .map_err(|source| Error::System { what: "cannot start a rank's reader", source })
+        .map_err(|source| Error::System {
+            what: "cannot start a rank's reader",
+            source,
+        })
 }
 
 fn open_log(path: &Path) -> Result<File, Error> {
@@ -146,12 +167,20 @@ fn open_log(path: &Path) -> Result<File, Error> {
         .append(true)
         .create(true)
         .open(path)
-        .map_err(|source| Error::Io { what: "cannot open log", path: path.to_owned(), source })
+        .map_err(|source| Error::Io {
+            what: "cannot open log",
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// Where a rank logs.
 pub fn rank_log(log: &Path, rank: usize) -> PathBuf {
-    if rank == 0 { log.to_owned() } else { log.with_extension(format!("rank{rank}.log")) }
+    if rank == 0 {
+        log.to_owned()
+    } else {
+        log.with_extension(format!("rank{rank}.log"))
+    }
 }
 
 /// A port that was free a moment ago. Rank 0 listens there; should another process be faster, the gang fails as
@@ -160,5 +189,8 @@ fn free_port() -> Result<u16, Error> {
     TcpListener::bind("127.0.0.1:0")
         .and_then(|l| l.local_addr())
         .map(|a| a.port())
-        .map_err(|source| Error::System { what: "cannot find a free port", source })
+        .map_err(|source| Error::System {
+            what: "cannot find a free port",
+            source,
+        })
 }

@@ -20,14 +20,20 @@ pub fn file_entry(path: &Path) -> String {
 /// True for an artifact that is handed over as a file instead of a directory.
 pub fn is_file_artifact(manifest: &Manifest) -> bool {
     match manifest.files.as_slice() {
-        [only] => only.path == "data" || (only.path.starts_with("data.") && !only.path.contains('/')),
+        [only] => {
+            only.path == "data" || (only.path.starts_with("data.") && !only.path.contains('/'))
+        }
         _ => false,
     }
 }
 
 /// Where an artifact that was materialised at `at` is handed over.
 pub fn handed_over(manifest: &Manifest, at: &Path) -> PathBuf {
-    if is_file_artifact(manifest) { at.join(&manifest.files[0].path) } else { at.to_owned() }
+    if is_file_artifact(manifest) {
+        at.join(&manifest.files[0].path)
+    } else {
+        at.to_owned()
+    }
 }
 
 /// Digest of a file or directory; symbolic links count as what they point to.
@@ -36,10 +42,18 @@ pub fn hash(store: &Store, path: &Path) -> Result<Digest, Error> {
 }
 
 /// The manifest of a file or directory outside the store, of the files whose relative path is wanted.
-pub fn manifest(store: &Store, path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Manifest, Error> {
+pub fn manifest(
+    store: &Store,
+    path: &Path,
+    wanted: impl Fn(&str) -> bool,
+) -> Result<Manifest, Error> {
     let io = |path: &Path| {
         let path = path.to_owned();
-        move |source| Error::Io { what: "cannot read", path, source }
+        move |source| Error::Io {
+            what: "cannot read",
+            path,
+            source,
+        }
     };
     let entry = |name: String, path: &Path| -> Result<Entry, Error> {
         let meta = std::fs::metadata(path).map_err(io(path))?;
@@ -52,20 +66,28 @@ pub fn manifest(store: &Store, path: &Path, wanted: impl Fn(&str) -> bool) -> Re
     };
     if !std::fs::metadata(path).map_err(io(path))?.is_dir() {
         // Whether a single file may be executed says nothing about data.
-        return Ok(Manifest::new(vec![Entry { executable: false, ..entry(file_entry(path), path)? }])?);
+        return Ok(Manifest::new(vec![Entry {
+            executable: false,
+            ..entry(file_entry(path), path)?
+        }])?);
     }
     let mut files = Vec::new();
     for found in walkdir::WalkDir::new(path).follow_links(true) {
         let found = found.map_err(|e| {
             let at = e.path().unwrap_or(path).to_owned();
-            Error::Io { what: "cannot read", path: at, source: e.into() }
+            Error::Io {
+                what: "cannot read",
+                path: at,
+                source: e.into(),
+            }
         })?;
         if found.file_type().is_dir() {
             continue;
         }
         let below = found.path().strip_prefix(path).unwrap_or(found.path());
         let Some(name) = below.to_str() else {
-            let source = std::io::Error::new(std::io::ErrorKind::InvalidInput, "the name is not UTF-8");
+            let source =
+                std::io::Error::new(std::io::ErrorKind::InvalidInput, "the name is not UTF-8");
             return Err(io(found.path())(source));
         };
         if wanted(name) {
@@ -77,7 +99,8 @@ pub fn manifest(store: &Store, path: &Path, wanted: impl Fn(&str) -> bool) -> Re
 
 /// Says in terms of the recipe what is wrong with a local source.
 pub fn explain(name: &str, path: &Path, e: Error) -> Error {
-    let missing = matches!(&e, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
+    let missing =
+        matches!(&e, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound);
     if !missing || path.exists() {
         return e;
     }
@@ -85,6 +108,8 @@ pub fn explain(name: &str, path: &Path, e: Error) -> Error {
         name: name.into(),
         message: format!("'{}' does not exist", path.display()),
         class: Class::Config,
-        help: Some(format!("set source.{name}.path to a file or directory; it is relative to the recipe's folder")),
+        help: Some(format!(
+            "set source.{name}.path to a file or directory; it is relative to the recipe's folder"
+        )),
     }
 }

@@ -7,19 +7,29 @@ use std::path::{Path, PathBuf};
 
 use cache::{Digest, Manifest, Store};
 use hf_hub::HFClientSync;
-use hf_hub::repository::RepoType;
 use hf_hub::HFRepositorySync;
+use hf_hub::repository::RepoType;
 
 use super::{From, Known, changed, files};
 use crate::error::{Class, Error};
 
 /// Weights in other formats than the one that is read, and what only other frameworks want.
-const OTHER_WEIGHTS: &[&str] = &["bin", "pth", "pt", "ckpt", "msgpack", "h5", "onnx", "gguf", "tflite", "ot"];
+const OTHER_WEIGHTS: &[&str] = &[
+    "bin", "pth", "pt", "ckpt", "msgpack", "h5", "onnx", "gguf", "tflite", "ot",
+];
 
 /// Files of a repository that are part of the source: with safetensors there, other weight formats are not.
 fn wanted(names: &[String], dataset: bool) -> Vec<String> {
-    let extension = |n: &str| Path::new(n).extension().and_then(|e| e.to_str()).map(str::to_ascii_lowercase);
-    let safe = !dataset && names.iter().any(|n| extension(n).as_deref() == Some("safetensors"));
+    let extension = |n: &str| {
+        Path::new(n)
+            .extension()
+            .and_then(|e| e.to_str())
+            .map(str::to_ascii_lowercase)
+    };
+    let safe = !dataset
+        && names
+            .iter()
+            .any(|n| extension(n).as_deref() == Some("safetensors"));
     let is_wanted = |n: &&String| {
         let other = extension(n).is_some_and(|e| OTHER_WEIGHTS.contains(&e.as_str()));
         let index = n.ends_with(".bin.index.json");
@@ -40,8 +50,18 @@ pub fn fetch(
 ) -> Result<(Known, Option<String>), Error> {
     let (dir, names, commit) = snapshot(name, repo, dataset, revision, offline)?;
     let manifest = manifest_of(name, &dir, &names, store)?;
-    let from = From::Hub { repo: repo.to_owned(), dataset, commit: commit.clone() };
-    Ok((Known { digest: manifest.digest(), from }, Some(commit)))
+    let from = From::Hub {
+        repo: repo.to_owned(),
+        dataset,
+        commit: commit.clone(),
+    };
+    Ok((
+        Known {
+            digest: manifest.digest(),
+            from,
+        },
+        Some(commit),
+    ))
 }
 
 /// Links the files of a pinned commit into `to`, downloading what the hub cache lacks.
@@ -58,9 +78,10 @@ pub fn provide(
 ) -> Result<PathBuf, Error> {
     // What the cache holds may be all there is to it: then no request is needed.
     let found = match snapshot(name, repo, dataset, commit, true) {
-        Ok((dir, names, _)) => {
-            manifest_of(name, &dir, &names, store).ok().filter(|m| m.digest() == digest).map(|m| (dir, m))
-        }
+        Ok((dir, names, _)) => manifest_of(name, &dir, &names, store)
+            .ok()
+            .filter(|m| m.digest() == digest)
+            .map(|m| (dir, m)),
         Err(_) => None,
     };
     let (dir, manifest) = match found {
@@ -76,7 +97,11 @@ pub fn provide(
     };
     for file in &manifest.files {
         let link = to.join(&file.path);
-        let io = |source| Error::Io { what: "cannot link", path: link.clone(), source };
+        let io = |source| Error::Io {
+            what: "cannot link",
+            path: link.clone(),
+            source,
+        };
         std::fs::create_dir_all(link.parent().unwrap_or(to)).map_err(io)?;
         let target = std::fs::canonicalize(dir.join(&file.path)).map_err(io)?;
         std::os::unix::fs::symlink(target, &link).map_err(io)?;
@@ -106,7 +131,8 @@ fn snapshot(
     revision: &str,
     offline: bool,
 ) -> Result<(PathBuf, Vec<String>, String), Error> {
-    let offline = offline || std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0" | "false"));
+    let offline = offline
+        || std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0" | "false"));
     let client = HFClientSync::new().map_err(|e| explain(name, repo, revision, offline, &e))?;
     let (owner, short) = hf_hub::split_id(repo);
     if dataset {
@@ -137,8 +163,14 @@ fn download<T: RepoType>(
     offline: bool,
 ) -> hf_hub::HFResult<(PathBuf, Vec<String>, String)> {
     if offline {
-        let dir = handle.snapshot_download().revision(revision).local_files_only(true).send()?;
-        let commit = dir.file_name().map_or_else(|| revision.to_owned(), |n| n.to_string_lossy().into_owned());
+        let dir = handle
+            .snapshot_download()
+            .revision(revision)
+            .local_files_only(true)
+            .send()?;
+        let commit = dir
+            .file_name()
+            .map_or_else(|| revision.to_owned(), |n| n.to_string_lossy().into_owned());
         let names: Vec<String> = walkdir::WalkDir::new(&dir)
             .follow_links(true)
             .into_iter()
@@ -149,12 +181,20 @@ fn download<T: RepoType>(
         return Ok((dir, wanted(&names, dataset), commit));
     }
     let (sha, siblings) = about()?;
-    let names: Vec<String> = siblings.unwrap_or_default().into_iter().map(|s| s.rfilename).collect();
+    let names: Vec<String> = siblings
+        .unwrap_or_default()
+        .into_iter()
+        .map(|s| s.rfilename)
+        .collect();
     let commit = sha.unwrap_or_else(|| revision.to_owned());
     let wanted = wanted(&names, dataset);
     // Exact names, with what globs treat specially escaped.
     let patterns = wanted.iter().map(|n| escape(n)).collect();
-    let dir = handle.snapshot_download().revision(commit.clone()).allow_patterns(patterns).send()?;
+    let dir = handle
+        .snapshot_download()
+        .revision(commit.clone())
+        .allow_patterns(patterns)
+        .send()?;
     Ok((dir, wanted, commit))
 }
 
@@ -183,23 +223,30 @@ fn explain(name: &str, repo: &str, revision: &str, offline: bool, e: &hf_hub::HF
             Class::Config,
             "check the name; for a private or gated repository set HF_TOKEN",
         ),
-        E::RevisionNotFound { .. } => {
-            source(format!("'{repo}' has no revision '{revision}'"), Class::Config, "check the source's `revision`")
-        }
+        E::RevisionNotFound { .. } => source(
+            format!("'{repo}' has no revision '{revision}'"),
+            Class::Config,
+            "check the source's `revision`",
+        ),
         E::AuthRequired { .. } | E::Forbidden { .. } => source(
             format!("the hub refuses access to '{repo}'"),
             Class::Config,
             "set HF_TOKEN to a token that may read it; a gated model must be accepted on its page first",
         ),
         _ if offline => source(
-            format!("'{repo}' at '{revision}' is not in the hub cache, and the network is off limits"),
+            format!(
+                "'{repo}' at '{revision}' is not in the hub cache, and the network is off limits"
+            ),
             Class::Infra,
             "run once with network (without --offline and HF_HUB_OFFLINE)",
         ),
-        other => source(format!("'{repo}': {other}"), Class::Infra, "check the network and HF_ENDPOINT, and run again"),
+        other => source(
+            format!("'{repo}': {other}"),
+            Class::Infra,
+            "check the network and HF_ENDPOINT, and run again",
+        ),
     }
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -208,8 +255,17 @@ mod tests {
     #[test]
     fn other_weight_formats_go_only_beside_safetensors() {
         let names = |l: &[&str]| l.iter().map(|s| s.to_string()).collect::<Vec<_>>();
-        let all = names(&["config.json", "model.safetensors", "pytorch_model.bin", "a.pth", "pytorch_model.bin.index.json"]);
-        assert_eq!(wanted(&all, false), names(&["config.json", "model.safetensors"]));
+        let all = names(&[
+            "config.json",
+            "model.safetensors",
+            "pytorch_model.bin",
+            "a.pth",
+            "pytorch_model.bin.index.json",
+        ]);
+        assert_eq!(
+            wanted(&all, false),
+            names(&["config.json", "model.safetensors"])
+        );
         let old = names(&["config.json", "pytorch_model.bin"]);
         assert_eq!(wanted(&old, false), old);
         assert_eq!(wanted(&all, true), all);

@@ -32,7 +32,11 @@ pub struct Known {
 #[derive(Debug, Clone)]
 pub enum From {
     Local(PathBuf),
-    Hub { repo: String, dataset: bool, commit: String },
+    Hub {
+        repo: String,
+        dataset: bool,
+        commit: String,
+    },
     Url(String),
 }
 
@@ -53,14 +57,19 @@ impl Sources {
         store: &Store,
         locked: bool,
     ) -> Result<Sources, Error> {
-        let mut sources = Sources { lock: Lock::read(&recipe.folder)?, known: BTreeMap::new(), notices: Vec::new() };
+        let mut sources = Sources {
+            lock: Lock::read(&recipe.folder)?,
+            known: BTreeMap::new(),
+            notices: Vec::new(),
+        };
         for name in names {
             let spec = &recipe.sources[name].from;
             let origin = origin(recipe, spec);
             let pin = sources.lock.get(&origin).cloned();
             let known = match (spec, pin) {
                 (SourceSpec::Path(path), pin) => {
-                    let digest = files::hash(store, path).map_err(|e| files::explain(name, path, e))?;
+                    let digest =
+                        files::hash(store, path).map_err(|e| files::explain(name, path, e))?;
                     if pin.as_ref().map(|p| p.digest) != Some(digest) {
                         let stale = match &pin {
                             None => format!("source '{name}' ({spec}) is not in it"),
@@ -71,7 +80,10 @@ impl Sources {
                             ),
                         };
                         if locked {
-                            return Err(Error::Lock { path: sources.lock.path().to_owned(), message: stale });
+                            return Err(Error::Lock {
+                                path: sources.lock.path().to_owned(),
+                                message: stale,
+                            });
                         }
                         if let Some(p) = pin {
                             let text = format!(
@@ -81,20 +93,35 @@ impl Sources {
                             );
                             sources.notices.push((name.to_owned(), digest, text));
                         }
-                        sources.lock.set(origin, Pin { digest, commit: None });
+                        sources.lock.set(
+                            origin,
+                            Pin {
+                                digest,
+                                commit: None,
+                            },
+                        );
                     }
                     // Processes that read it work in directories of their own.
                     let at = std::path::absolute(path).unwrap_or_else(|_| path.clone());
-                    Some(Known { digest, from: From::Local(at) })
+                    Some(Known {
+                        digest,
+                        from: From::Local(at),
+                    })
                 }
                 (_, None) if locked => {
                     let message = format!("source '{name}' ({spec}) is not in it");
-                    return Err(Error::Lock { path: sources.lock.path().to_owned(), message });
+                    return Err(Error::Lock {
+                        path: sources.lock.path().to_owned(),
+                        message,
+                    });
                 }
                 (_, None) => None,
                 (SourceSpec::Hf { repo, .. }, Some(pin)) => known_hub(repo, false, pin),
                 (SourceSpec::HfDataset { repo, .. }, Some(pin)) => known_hub(repo, true, pin),
-                (SourceSpec::Url(url), Some(pin)) => Some(Known { digest: pin.digest, from: From::Url(url.clone()) }),
+                (SourceSpec::Url(url), Some(pin)) => Some(Known {
+                    digest: pin.digest,
+                    from: From::Url(url.clone()),
+                }),
             };
             if let Some(known) = known {
                 sources.known.insert(name.to_owned(), known);
@@ -108,17 +135,36 @@ impl Sources {
     }
 
     /// Fetches a source that no lock pins yet, and pins it.
-    pub fn pin(&mut self, recipe: &Recipe, name: &str, store: &Store, offline: bool) -> Result<(), Error> {
+    pub fn pin(
+        &mut self,
+        recipe: &Recipe,
+        name: &str,
+        store: &Store,
+        offline: bool,
+    ) -> Result<(), Error> {
         let spec = &recipe.sources[name].from;
         let (known, commit) = match spec {
             SourceSpec::Path(_) => return Ok(()),
-            SourceSpec::Hf { repo, revision } => hub::fetch(name, repo, false, revision, store, offline)?,
-            SourceSpec::HfDataset { repo, revision } => hub::fetch(name, repo, true, revision, store, offline)?,
+            SourceSpec::Hf { repo, revision } => {
+                hub::fetch(name, repo, false, revision, store, offline)?
+            }
+            SourceSpec::HfDataset { repo, revision } => {
+                hub::fetch(name, repo, true, revision, store, offline)?
+            }
             SourceSpec::Url(at) => (url::fetch(name, at, store, offline)?, None),
         };
-        let text = format!("{spec} is pinned at {}", commit.as_deref().unwrap_or(&known.digest.short()));
+        let text = format!(
+            "{spec} is pinned at {}",
+            commit.as_deref().unwrap_or(&known.digest.short())
+        );
         self.notices.push((name.to_owned(), known.digest, text));
-        self.lock.set(origin(recipe, spec), Pin { digest: known.digest, commit });
+        self.lock.set(
+            origin(recipe, spec),
+            Pin {
+                digest: known.digest,
+                commit,
+            },
+        );
         self.known.insert(name.to_owned(), known);
         Ok(())
     }
@@ -131,12 +177,29 @@ impl Sources {
 
 impl Known {
     /// Makes the bytes available at or below `to` (which does not exist yet); returns where they are.
-    pub fn provide(&self, name: &str, store: &Store, to: &Path, offline: bool) -> Result<PathBuf, Error> {
+    pub fn provide(
+        &self,
+        name: &str,
+        store: &Store,
+        to: &Path,
+        offline: bool,
+    ) -> Result<PathBuf, Error> {
         match &self.from {
             From::Local(path) => Ok(path.clone()),
-            From::Hub { repo, dataset, commit } => {
-                hub::provide(name, repo, *dataset, commit, self.digest, store, to, offline)
-            }
+            From::Hub {
+                repo,
+                dataset,
+                commit,
+            } => hub::provide(
+                name,
+                repo,
+                *dataset,
+                commit,
+                self.digest,
+                store,
+                to,
+                offline,
+            ),
             From::Url(at) => {
                 if !store.artifact_intact(&self.digest)?.is_yes() {
                     let again = url::fetch(name, at, store, offline)?;
@@ -152,7 +215,9 @@ impl Known {
 
     /// Fails when a source that was read in place is no longer what it was.
     pub fn still(&self, name: &str, store: &Store) -> Result<(), Error> {
-        let From::Local(path) = &self.from else { return Ok(()) };
+        let From::Local(path) = &self.from else {
+            return Ok(());
+        };
         let now = files::hash(store, path).map_err(|e| files::explain(name, path, e))?;
         if now == self.digest {
             return Ok(());
@@ -174,13 +239,24 @@ pub fn handed_over(manifest: &cache::Manifest, at: &Path) -> PathBuf {
 fn known_hub(repo: &str, dataset: bool, pin: Pin) -> Option<Known> {
     // A pin without its commit cannot be fetched again: as good as no pin.
     let commit = pin.commit?;
-    Some(Known { digest: pin.digest, from: From::Hub { repo: repo.to_owned(), dataset, commit } })
+    Some(Known {
+        digest: pin.digest,
+        from: From::Hub {
+            repo: repo.to_owned(),
+            dataset,
+            commit,
+        },
+    })
 }
 
 fn changed(name: &str, at: &str, pinned: Digest, found: Digest) -> Error {
     Error::Source {
         name: name.into(),
-        message: format!("{at} has digest {}, but recipe.lock pins {}", found.short(), pinned.short()),
+        message: format!(
+            "{at} has digest {}, but recipe.lock pins {}",
+            found.short(),
+            pinned.short()
+        ),
         class: Class::Integrity,
         help: Some("if the change is wanted, delete the source's entry from recipe.lock".into()),
     }
@@ -193,12 +269,16 @@ fn origin(recipe: &Recipe, spec: &SourceSpec) -> Origin {
             let short = path.strip_prefix(&recipe.folder).unwrap_or(path);
             Origin::Path(short.to_string_lossy().into_owned())
         }
-        SourceSpec::Hf { repo, revision } => {
-            Origin::Hf { repo: repo.clone(), dataset: false, revision: revision.clone() }
-        }
-        SourceSpec::HfDataset { repo, revision } => {
-            Origin::Hf { repo: repo.clone(), dataset: true, revision: revision.clone() }
-        }
+        SourceSpec::Hf { repo, revision } => Origin::Hf {
+            repo: repo.clone(),
+            dataset: false,
+            revision: revision.clone(),
+        },
+        SourceSpec::HfDataset { repo, revision } => Origin::Hf {
+            repo: repo.clone(),
+            dataset: true,
+            revision: revision.clone(),
+        },
         SourceSpec::Url(url) => Origin::Url(url.clone()),
     }
 }

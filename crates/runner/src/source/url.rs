@@ -25,28 +25,63 @@ pub fn fetch(name: &str, at: &str, store: &Store, offline: bool) -> Result<Known
         return Err(fail(Class::Infra, message, "run once without --offline"));
     }
     let url = url::Url::parse(at).map_err(|e| {
-        fail(Class::Config, format!("'{at}' is not a URL: {e}"), "write it like https://host/file or s3://bucket/key")
+        fail(
+            Class::Config,
+            format!("'{at}' is not a URL: {e}"),
+            "write it like https://host/file or s3://bucket/key",
+        )
     })?;
     // Object stores take their settings as lower-case names of their environment variables.
-    let settings = std::env::vars().filter(|(k, _)| {
-        ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|p| k.starts_with(p))
-    });
-    let (remote, path) = object_store::parse_url_opts(&url, settings.map(|(k, v)| (k.to_ascii_lowercase(), v)))
-        .map_err(|e| fail(Class::Config, format!("'{at}' cannot be used: {e}"), "check the scheme and the credentials"))?;
-    let dir = tempfile::tempdir().map_err(|source| Error::System { what: "cannot make a temporary directory", source })?;
+    let settings = std::env::vars()
+        .filter(|(k, _)| {
+            ["AWS_", "GOOGLE_", "AZURE_"]
+                .iter()
+                .any(|p| k.starts_with(p))
+        })
+        .chain((url.scheme() == "http").then(|| ("allow_http".to_owned(), "true".to_owned())));
+    let (remote, path) =
+        object_store::parse_url_opts(&url, settings.map(|(k, v)| (k.to_ascii_lowercase(), v)))
+            .map_err(|e| {
+                fail(
+                    Class::Config,
+                    format!("'{at}' cannot be used: {e}"),
+                    "check the scheme and the credentials",
+                )
+            })?;
+    let dir = tempfile::tempdir().map_err(|source| Error::System {
+        what: "cannot make a temporary directory",
+        source,
+    })?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|source| Error::System { what: "cannot start the network runtime", source })?;
-    runtime.block_on(download(remote.as_ref(), &path, at.ends_with('/'), dir.path())).map_err(|e| {
-        let class = match &e {
-            Fetch::Remote(object_store::Error::NotFound { .. }) | Fetch::Empty => Class::Config,
-            _ => Class::Infra,
-        };
-        fail(class, format!("{at}: {e}"), "check the URL, the network and the credentials")
-    })?;
+        .map_err(|source| Error::System {
+            what: "cannot start the network runtime",
+            source,
+        })?;
+    runtime
+        .block_on(download(
+            remote.as_ref(),
+            &path,
+            at.ends_with('/'),
+            dir.path(),
+        ))
+        .map_err(|e| {
+            let class = match &e {
+                Fetch::Remote(object_store::Error::NotFound { .. }) | Fetch::Empty => Class::Config,
+                _ => Class::Infra,
+            };
+            fail(
+                class,
+                format!("{at}: {e}"),
+                "check the URL, the network and the credentials",
+            )
+        })?;
     let (digest, _) = store.put_tree(dir.path(), Ingest::Copy)?;
-    Ok(Known { digest, from: From::Url(at.to_owned()) })
+    Ok(Known {
+        digest,
+        from: From::Url(at.to_owned()),
+    })
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -81,14 +116,23 @@ async fn download(
         return Err(Fetch::Empty);
     }
     for object in objects {
-        let below: Vec<String> =
-            object.location.prefix_match(path).into_iter().flatten().map(|p| p.as_ref().to_owned()).collect();
+        let below: Vec<String> = object
+            .location
+            .prefix_match(path)
+            .into_iter()
+            .flatten()
+            .map(|p| p.as_ref().to_owned())
+            .collect();
         save(remote, &object.location, &to.join(below.join("/"))).await?;
     }
     Ok(())
 }
 
-async fn save(remote: &dyn ObjectStore, from: &object_store::path::Path, to: &Path) -> Result<(), Fetch> {
+async fn save(
+    remote: &dyn ObjectStore,
+    from: &object_store::path::Path,
+    to: &Path,
+) -> Result<(), Fetch> {
     if let Some(parent) = to.parent() {
         std::fs::create_dir_all(parent)?;
     }

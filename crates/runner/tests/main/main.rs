@@ -4,4 +4,5 @@
 mod commands;
 mod crashes;
 mod project;
+mod sources;
 mod workers;

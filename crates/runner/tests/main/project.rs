@@ -19,7 +19,9 @@ pub struct Ran {
 
 impl Project {
     pub fn new(recipe: &str) -> Project {
-        let project = Project { dir: tempfile::tempdir().unwrap() };
+        let project = Project {
+            dir: tempfile::tempdir().unwrap(),
+        };
         project.write("r.toml", recipe);
         project
     }
@@ -50,9 +52,18 @@ impl Project {
 
     pub fn command_in(&self, store: &str, args: &[&str]) -> Command {
         let mut command = Command::new(example("drive"));
-        command.arg("r.toml").arg(self.path(store)).args(args).current_dir(self.dir.path());
-        command.env("DIR", self.dir.path()).env("RECIPE_WORKER", example("scripted_worker"));
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .arg("r.toml")
+            .arg(self.path(store))
+            .args(args)
+            .current_dir(self.dir.path());
+        command
+            .env("DIR", self.dir.path())
+            .env("RECIPE_WORKER", example("scripted_worker"));
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command
     }
 
@@ -70,7 +81,11 @@ impl Project {
 
     /// The one file of a stage's output, as a run told its digest.
     pub fn output(&self, ran: &Ran, stage: &str, output: &str) -> String {
-        let digest = ran.stage(stage)["outputs"][output].as_str().unwrap().parse().unwrap();
+        let digest = ran.stage(stage)["outputs"][output]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap();
         let manifest = self.store().manifest(&digest).unwrap();
         let bytes = self.store().get_bytes(&manifest.files[0].blob).unwrap();
         String::from_utf8(bytes).unwrap()
@@ -89,15 +104,30 @@ pub fn ran(mut command: Command) -> Ran {
 pub fn collect(child: Child) -> Ran {
     let out = child.wait_with_output().unwrap();
     let text = String::from_utf8(out.stdout).unwrap();
-    let events = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
-    Ran { code: out.status.code().unwrap_or(-1), events, stderr: String::from_utf8_lossy(&out.stderr).into_owned() }
+    let events = text
+        .lines()
+        .filter_map(|l| serde_json::from_str(l).ok())
+        .collect();
+    Ran {
+        code: out.status.code().unwrap_or(-1),
+        events,
+        stderr: String::from_utf8_lossy(&out.stderr).into_owned(),
+    }
 }
 
 impl Ran {
     /// The outcome of a stage.
     pub fn stage(&self, name: &str) -> &Value {
-        let outcome = self.events.last().unwrap_or_else(|| panic!("no outcome; stderr: {}", self.stderr));
-        outcome["stages"].as_array().unwrap().iter().find(|s| s["stage"] == name).unwrap()
+        let outcome = self
+            .events
+            .last()
+            .unwrap_or_else(|| panic!("no outcome; stderr: {}", self.stderr));
+        outcome["stages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|s| s["stage"] == name)
+            .unwrap()
     }
 
     pub fn status(&self, name: &str) -> &str {
@@ -116,13 +146,20 @@ impl Ran {
 /// Programs under examples/ are built with the tests.
 pub fn example(name: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
-    test.parent().and_then(Path::parent).unwrap().join("examples").join(name)
+    test.parent()
+        .and_then(Path::parent)
+        .unwrap()
+        .join("examples")
+        .join(name)
 }
 
 pub fn wait(what: impl Fn() -> bool, name: &str) {
     let start = Instant::now();
     while !what() {
-        assert!(start.elapsed() < Duration::from_secs(60), "no {name} after a minute");
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "no {name} after a minute"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
 }
@@ -130,7 +167,8 @@ pub fn wait(what: impl Fn() -> bool, name: &str) {
 /// True while a process lives (a zombie does not).
 pub fn lives(pid: &str) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+    stat.rsplit_once(')')
+        .is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
 }
 
 pub fn signal(pid: u32, signal: i32) {

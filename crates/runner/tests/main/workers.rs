@@ -52,15 +52,27 @@ fn events_reach_reports_records_and_results() {
     let p = project(TRAIN);
     let ran = p.run(&[]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert_eq!(ran.stage("sft")["metrics"]["train/loss"].as_f64().unwrap(), 1.0 / 30.0);
+    assert_eq!(
+        ran.stage("sft")["metrics"]["train/loss"].as_f64().unwrap(),
+        1.0 / 30.0
+    );
     assert_eq!(ran.all("metrics").len(), 30);
     assert_eq!(ran.all("checkpoint").len(), 5);
-    assert!(ran.all("progress").iter().skip(1).all(|e| e["eta_seconds"].is_number() && e["total"] == 30));
+    assert!(
+        ran.all("progress")
+            .iter()
+            .skip(1)
+            .all(|e| e["eta_seconds"].is_number() && e["total"] == 30)
+    );
     let store = p.store();
     let run = store.list_runs().unwrap().pop().unwrap();
-    let metrics = String::from_utf8(store.get_run(&run, "metrics.jsonl").unwrap().unwrap()).unwrap();
+    let metrics =
+        String::from_utf8(store.get_run(&run, "metrics.jsonl").unwrap().unwrap()).unwrap();
     let first: serde_json::Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
-    assert_eq!(first, serde_json::json!({"stage": "sft", "attempt": 1, "step": 1, "metrics": {"train/loss": 1.0}}));
+    assert_eq!(
+        first,
+        serde_json::json!({"stage": "sft", "attempt": 1, "step": 1, "metrics": {"train/loss": 1.0}})
+    );
     let log = store.get_run(&run, "logs/sft-1.log").unwrap().unwrap();
     assert!(String::from_utf8(log).unwrap().contains("rank 0 of 1"));
     let key = ran.stage("sft")["key"].as_str().unwrap().parse().unwrap();
@@ -78,7 +90,12 @@ fn a_killed_worker_or_runner_goes_on_from_its_checkpoint() {
     // The worker is killed once: the retry continues.
     let marker = p.path("once").display().to_string();
     let retried = scripted(&p, &[], &[("SCRIPT_FAIL", &format!("17:9:{marker}"))]);
-    assert_eq!((retried.code, retried.status("sft")), (0, "ran"), "{}", retried.stderr);
+    assert_eq!(
+        (retried.code, retried.status("sft")),
+        (0, "ran"),
+        "{}",
+        retried.stderr
+    );
     assert_eq!(retried.all("attempt_failed")[0]["error"]["class"], "infra");
     assert_eq!(retried.all("resumed")[0]["step"], 15);
     assert_eq!(retried.stage("sft")["outputs"], whole);
@@ -87,13 +104,19 @@ fn a_killed_worker_or_runner_goes_on_from_its_checkpoint() {
     // The runner is killed: the next run continues.
     let p = project(TRAIN);
     let mut command = p.command(&[]);
-    command.env("SCRIPT_STEP_MS", "30").env("SCRIPT_COUNT", p.path("count"));
+    command
+        .env("SCRIPT_STEP_MS", "30")
+        .env("SCRIPT_COUNT", p.path("count"));
     let mut child = command.spawn().unwrap();
     let key_dir = p.path("store/checkpoints");
     wait(|| walk(&key_dir) >= 2, "second checkpoint");
     signal(child.id(), libc::SIGKILL);
     child.wait().unwrap();
-    let resumed = scripted(&p, &[], &[("SCRIPT_COUNT", p.path("count").to_str().unwrap())]);
+    let resumed = scripted(
+        &p,
+        &[],
+        &[("SCRIPT_COUNT", p.path("count").to_str().unwrap())],
+    );
     assert_eq!(resumed.code, 0, "{}", resumed.stderr);
     assert!(resumed.all("resumed")[0]["step"].as_u64().unwrap() >= 10);
     assert_eq!(resumed.stage("sft")["outputs"], whole);
@@ -101,8 +124,19 @@ fn a_killed_worker_or_runner_goes_on_from_its_checkpoint() {
 }
 
 fn walk(dir: &std::path::Path) -> usize {
-    let Ok(entries) = std::fs::read_dir(dir) else { return 0 };
-    entries.flatten().map(|e| if e.path().is_dir() { walk(&e.path()) } else { 1 }).sum()
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .map(|e| {
+            if e.path().is_dir() {
+                walk(&e.path())
+            } else {
+                1
+            }
+        })
+        .sum()
 }
 
 #[test]
@@ -115,7 +149,12 @@ fn stopping_checkpoints_and_resumes() {
     wait(|| walk(&p.path("store/checkpoints")) >= 1, "checkpoint");
     signal(child.id(), libc::SIGTERM);
     let stopped = collect(child);
-    assert_eq!((stopped.code, stopped.status("sft")), (75, "stopped"), "{}", stopped.stderr);
+    assert_eq!(
+        (stopped.code, stopped.status("sft")),
+        (75, "stopped"),
+        "{}",
+        stopped.stderr
+    );
 
     // --resume never starts over, with the same bits.
     let fresh = scripted(&p, &["--resume-never"], &[]);
@@ -127,15 +166,26 @@ fn stopping_checkpoints_and_resumes() {
 fn a_second_signal_kills() {
     let p = project(TRAIN);
     let mut command = p.command(&[]);
-    command.env("SCRIPT_STEP_MS", "200").env("SCRIPT_IGNORE_TERM", "1").env("SCRIPT_COUNT", p.path("count"));
+    command
+        .env("SCRIPT_STEP_MS", "200")
+        .env("SCRIPT_IGNORE_TERM", "1")
+        .env("SCRIPT_COUNT", p.path("count"));
     let child = command.spawn().unwrap();
     p.wait_for("count");
     signal(child.id(), libc::SIGTERM);
     std::thread::sleep(std::time::Duration::from_millis(400));
-    assert!(lives(&child.id().to_string()), "the first signal waits for the checkpoint");
+    assert!(
+        lives(&child.id().to_string()),
+        "the first signal waits for the checkpoint"
+    );
     signal(child.id(), libc::SIGTERM);
     let ran = collect(child);
-    assert_eq!((ran.code, ran.status("sft")), (143, "killed"), "{}", ran.stderr);
+    assert_eq!(
+        (ran.code, ran.status("sft")),
+        (143, "killed"),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[test]
@@ -143,30 +193,68 @@ fn failures_carry_what_the_worker_said() {
     let p = project(TRAIN);
     let failed = scripted(&p, &[], &[("SCRIPT_FAIL", "3:1")]);
     let error = &failed.stage("sft")["error"];
-    assert_eq!((failed.code, error["message"].as_str().unwrap()), (1, "loss is nan at step 3"));
-    assert_eq!((error["code"].as_str(), error["help"].as_str()), (Some("T0001"), Some("lower the learning rate")));
-    assert!(failed.all("attempt_failed")[0]["tail"].as_array().unwrap().iter().any(|l| l == "about to fail at step 3"));
+    assert_eq!(
+        (failed.code, error["message"].as_str().unwrap()),
+        (1, "loss is nan at step 3")
+    );
+    assert_eq!(
+        (error["code"].as_str(), error["help"].as_str()),
+        (Some("T0001"), Some("lower the learning rate"))
+    );
+    assert!(
+        failed.all("attempt_failed")[0]["tail"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .any(|l| l == "about to fail at step 3")
+    );
     for (exit, code) in [("2", 2), ("4", 4), ("5", 5)] {
         let ran = scripted(&p, &[], &[("SCRIPT_FAIL", &format!("3:{exit}"))]);
         assert_eq!(ran.code, code);
         let attempts = ran.all("attempt_started").len();
-        assert_eq!(attempts, if exit == "4" { 3 } else { 1 }, "exit {exit}: only infrastructure is retried");
+        assert_eq!(
+            attempts,
+            if exit == "4" { 3 } else { 1 },
+            "exit {exit}: only infrastructure is retried"
+        );
     }
 }
 
 #[test]
 fn one_ranks_death_ends_the_gang() {
-    let two = TRAIN.replace("checkpoint =", "resources = { ranks = 2, threads = 1 }\ncheckpoint =").replace("max = 2", "max = 0");
+    let two = TRAIN
+        .replace(
+            "checkpoint =",
+            "resources = { ranks = 2, threads = 1 }\ncheckpoint =",
+        )
+        .replace("max = 2", "max = 0");
     let p = project(&two);
     let start = std::time::Instant::now();
-    let env = [("SCRIPT_FAIL", "2:1"), ("SCRIPT_FAIL_RANK", "1"), ("SCRIPT_STEP_MS", "2000")];
+    let env = [
+        ("SCRIPT_FAIL", "2:1"),
+        ("SCRIPT_FAIL_RANK", "1"),
+        ("SCRIPT_STEP_MS", "2000"),
+    ];
     let ran = scripted(&p, &[], &env);
-    assert_eq!((ran.code, ran.stage("sft")["error"]["message"].as_str().unwrap()), (1, "loss is nan at step 2"));
-    assert!(start.elapsed().as_secs() < 30, "rank 0 would have gone on for a minute");
+    assert_eq!(
+        (
+            ran.code,
+            ran.stage("sft")["error"]["message"].as_str().unwrap()
+        ),
+        (1, "loss is nan at step 2")
+    );
+    assert!(
+        start.elapsed().as_secs() < 30,
+        "rank 0 would have gone on for a minute"
+    );
     let good = p.run(&[]);
     assert_eq!(good.code, 0);
     let run = p.store().list_runs().unwrap().pop().unwrap();
-    let log = p.store().get_run(&run, "logs/sft-2.rank1.log").unwrap().unwrap();
+    let log = p
+        .store()
+        .get_run(&run, "logs/sft-2.rank1.log")
+        .unwrap()
+        .unwrap();
     assert_eq!(String::from_utf8(log).unwrap(), "rank 1 of 2 threads 1\n");
 }
 
@@ -175,13 +263,27 @@ fn assertions_hold_back_what_is_below_and_are_asked_again() {
     let p = project(&TRAIN.replace("max = 0.5", "max = 0.01"));
     for status in ["assertion_failed", "assertion_failed"] {
         let ran = p.run(&[]);
-        assert_eq!((ran.code, ran.status("sft"), ran.status("tail")), (3, status, "skipped"));
-        assert!(ran.stage("sft")["error"]["message"].as_str().unwrap().contains("train/loss <= 0.01"));
-        assert!(!ran.stage("sft")["outputs"].as_object().unwrap().is_empty(), "the artifact is kept");
+        assert_eq!(
+            (ran.code, ran.status("sft"), ran.status("tail")),
+            (3, status, "skipped")
+        );
+        assert!(
+            ran.stage("sft")["error"]["message"]
+                .as_str()
+                .unwrap()
+                .contains("train/loss <= 0.01")
+        );
+        assert!(
+            !ran.stage("sft")["outputs"].as_object().unwrap().is_empty(),
+            "the artifact is kept"
+        );
     }
     p.write("r.toml", TRAIN);
     let ok = p.run(&[]);
-    assert_eq!((ok.code, ok.status("sft"), ok.status("tail")), (0, "reused", "ran"));
+    assert_eq!(
+        (ok.code, ok.status("sft"), ok.status("tail")),
+        (0, "reused", "ran")
+    );
 }
 
 #[test]
@@ -190,30 +292,65 @@ fn the_trainer_is_part_of_the_key() {
     p.run(&[]);
     // Another build of the worker: another file, which says that its sources differ.
     let other = p.path("other-worker");
-    let script = format!("#!/bin/sh\nSCRIPT_SOURCES=s2 exec {} \"$@\"\n", crate::project::example("scripted_worker").display());
+    let script = format!(
+        "#!/bin/sh\nSCRIPT_SOURCES=s2 exec {} \"$@\"\n",
+        crate::project::example("scripted_worker").display()
+    );
     std::fs::write(&other, script).unwrap();
     std::fs::set_permissions(&other, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
     let worker = [("RECIPE_WORKER", other.to_str().unwrap())];
     let accepted = scripted(&p, &["--accept-trainer"], &worker);
-    assert_eq!((accepted.status("sft"), accepted.status("tail")), ("reused", "reused"));
-    assert!(accepted.stage("sft")["why"].as_str().unwrap().contains("another trainer"));
+    assert_eq!(
+        (accepted.status("sft"), accepted.status("tail")),
+        ("reused", "reused")
+    );
+    assert!(
+        accepted.stage("sft")["why"]
+            .as_str()
+            .unwrap()
+            .contains("another trainer")
+    );
     let ran = scripted(&p, &[], &worker);
-    assert_eq!((ran.status("sft"), ran.status("tail")), ("ran", "reused"), "same weights: cut off");
-    assert!(ran.stage("sft")["why"].as_str().unwrap().contains("trainer.sources"));
+    assert_eq!(
+        (ran.status("sft"), ran.status("tail")),
+        ("ran", "reused"),
+        "same weights: cut off"
+    );
+    assert!(
+        ran.stage("sft")["why"]
+            .as_str()
+            .unwrap()
+            .contains("trainer.sources")
+    );
     let missing = scripted(&p, &[], &[("RECIPE_WORKER", "/nonexistent/worker")]);
-    assert!(missing.code == 2 && missing.stderr.contains("no such file"), "{}", missing.stderr);
+    assert!(
+        missing.code == 2 && missing.stderr.contains("no such file"),
+        "{}",
+        missing.stderr
+    );
 }
 
 #[test]
 fn placement_changes_nothing() {
     let p = project(TRAIN);
     p.run(&[]);
-    let moved = TRAIN.replace("every = 5", "every = 7").replace("max = 2, on", "max = 1, on").replace("[stage.sft]", "# note\n[stage.sft]\ntimeout = \"1h\"");
+    let moved = TRAIN
+        .replace("every = 5", "every = 7")
+        .replace("max = 2, on", "max = 1, on")
+        .replace("[stage.sft]", "# note\n[stage.sft]\ntimeout = \"1h\"");
     p.write("r.toml", &moved);
     let ran = p.run(&[]);
-    assert_eq!((ran.status("sft"), ran.status("tail")), ("reused", "reused"));
+    assert_eq!(
+        (ran.status("sft"), ran.status("tail")),
+        ("reused", "reused")
+    );
     p.write("r.toml", &TRAIN.replace("lr = 1e-3", "lr = 2e-3"));
     let changed = p.run(&[]);
     assert_eq!(changed.status("sft"), "ran");
-    assert!(changed.stage("sft")["why"].as_str().unwrap().starts_with("with.lr: 0.001 -> 0.002"));
+    assert!(
+        changed.stage("sft")["why"]
+            .as_str()
+            .unwrap()
+            .starts_with("with.lr: 0.001 -> 0.002")
+    );
 }

@@ -33,10 +33,16 @@ fn killing_the_runner_leaves_no_process_and_the_next_run_heals() {
         wait(|| !lives(&p.read(name)), &format!("end of {name}"));
     }
     let run = p.store().list_runs().unwrap().pop().unwrap();
-    let log = || p.store().get_run(&run, "guard.log").unwrap().unwrap_or_default();
+    let log = || {
+        p.store()
+            .get_run(&run, "guard.log")
+            .unwrap()
+            .unwrap_or_default()
+    };
     wait(|| !log().is_empty(), "guard.log");
     assert!(String::from_utf8(log()).unwrap().contains("killed"));
-    let record = String::from_utf8(p.store().get_run(&run, "record.json").unwrap().unwrap()).unwrap();
+    let record =
+        String::from_utf8(p.store().get_run(&run, "record.json").unwrap().unwrap()).unwrap();
     assert!(record.contains("\"running\""), "{record}");
 
     // The same recipe again; only the time it sleeps is cut short, by a kill of the sleep.
@@ -44,7 +50,9 @@ fn killing_the_runner_leaves_no_process_and_the_next_run_heals() {
     let second = p.start(&[]);
     p.wait_for("child");
     let shell = p.read("child").trim().to_owned();
-    let sleep = || std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap_or_default();
+    let sleep = || {
+        std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap_or_default()
+    };
     wait(|| sleep().split_whitespace().count() == 2, "sleep");
     for pid in sleep().split_whitespace() {
         let comm = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -53,10 +61,21 @@ fn killing_the_runner_leaves_no_process_and_the_next_run_heals() {
         }
     }
     let healed = collect(second);
-    assert_eq!((healed.code, healed.status("slow"), healed.status("next")), (0, "ran", "ran"), "{}", healed.stderr);
-    assert_eq!(healed.stage("slow")["attempt"], 2, "the first attempt was sealed");
+    assert_eq!(
+        (healed.code, healed.status("slow"), healed.status("next")),
+        (0, "ran", "ran"),
+        "{}",
+        healed.stderr
+    );
+    assert_eq!(
+        healed.stage("slow")["attempt"],
+        2,
+        "the first attempt was sealed"
+    );
     assert_eq!(p.output(&healed, "next", "out"), "done\n");
-    let left: Vec<_> = std::fs::read_dir(p.path("store/local/attempts")).unwrap().collect();
+    let left: Vec<_> = std::fs::read_dir(p.path("store/local/attempts"))
+        .unwrap()
+        .collect();
     assert!(left.is_empty(), "scratch of both runs is gone: {left:?}");
 }
 
@@ -106,7 +125,11 @@ env = ["DIR"]
     let ran = p.run(&[]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert!(!lives(&p.read("pid")));
-    assert!(ran.all("message").iter().any(|m| m["text"].as_str().unwrap().contains("outlived")));
+    assert!(
+        ran.all("message")
+            .iter()
+            .any(|m| m["text"].as_str().unwrap().contains("outlived"))
+    );
 }
 
 #[test]
@@ -138,7 +161,12 @@ fn an_interrupted_command_is_killed_and_runs_again() {
     p.wait_for("child");
     signal(child.id(), libc::SIGINT);
     let ran = collect(child);
-    assert_eq!((ran.code, ran.status("slow"), ran.status("next")), (130, "killed", "not_run"), "{}", ran.stderr);
+    assert_eq!(
+        (ran.code, ran.status("slow"), ran.status("next")),
+        (130, "killed", "not_run"),
+        "{}",
+        ran.stderr
+    );
     assert!(!lives(&p.read("child")));
     let again = p.run(&[]);
     assert_eq!((again.code, again.status("slow")), (0, "ran"));

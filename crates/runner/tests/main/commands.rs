@@ -55,7 +55,10 @@ fn reuses_cuts_off_and_follows_changes() {
     // The source changes, what `a` makes of it does not: b and c are cut off.
     p.write("in.txt", "one,y\n");
     let cut = p.run(&[]);
-    assert_eq!((cut.status("a"), cut.status("b"), cut.status("c")), ("ran", "reused", "reused"));
+    assert_eq!(
+        (cut.status("a"), cut.status("b"), cut.status("c")),
+        ("ran", "reused", "reused")
+    );
     assert!(cut.has("source"), "the drift of a locked source is told");
 
     p.write("in.txt", "two,y\n");
@@ -75,9 +78,18 @@ fn a_renamed_source_or_stage_is_the_same_content() {
     let p = chain();
     p.run(&[]);
     std::fs::rename(p.path("in.txt"), p.path("other.txt")).unwrap();
-    p.write("r.toml", &CHAIN.replace("in.txt", "other.txt").replace("stage.a", "stage.z").replace("a.out", "z.out"));
+    p.write(
+        "r.toml",
+        &CHAIN
+            .replace("in.txt", "other.txt")
+            .replace("stage.a", "stage.z")
+            .replace("a.out", "z.out"),
+    );
     let ran = p.run(&[]);
-    assert_eq!((ran.code, ran.status("z"), ran.status("c")), (0, "reused", "reused"));
+    assert_eq!(
+        (ran.code, ran.status("z"), ran.status("c")),
+        (0, "reused", "reused")
+    );
 }
 
 #[test]
@@ -85,10 +97,16 @@ fn force_runs_again_and_below_is_cut_off() {
     let p = chain();
     p.run(&[]);
     let forced = p.run(&["--force", "b"]);
-    assert_eq!((forced.status("a"), forced.status("b"), forced.status("c")), ("reused", "ran", "reused"));
+    assert_eq!(
+        (forced.status("a"), forced.status("b"), forced.status("c")),
+        ("reused", "ran", "reused")
+    );
     assert_eq!(forced.stage("b")["attempt"], 2);
     let all = p.run(&["--force", "all"]);
-    assert_eq!((all.status("a"), all.status("b"), all.status("c")), ("ran", "ran", "ran"));
+    assert_eq!(
+        (all.status("a"), all.status("b"), all.status("c")),
+        ("ran", "ran", "ran")
+    );
     assert_eq!(p.run(&["--force", "nosuch"]).code, 2);
 }
 
@@ -120,15 +138,33 @@ out = ["out"]
 "#,
     );
     let stop = p.run(&["-j", "1"]);
-    assert_eq!((stop.code, stop.status("bad"), stop.status("below")), (1, "failed", "skipped"));
-    assert_eq!((stop.status("slow"), stop.status("after")), ("not_run", "not_run"));
+    assert_eq!(
+        (stop.code, stop.status("bad"), stop.status("below")),
+        (1, "failed", "skipped")
+    );
+    assert_eq!(
+        (stop.status("slow"), stop.status("after")),
+        ("not_run", "not_run")
+    );
     let failed = &stop.all("attempt_failed")[0];
     assert_eq!(failed["tail"][0], "the reason");
-    assert!(failed["error"]["message"].as_str().unwrap().contains("exit code 3"), "{failed}");
+    assert!(
+        failed["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("exit code 3"),
+        "{failed}"
+    );
 
     let on = p.run(&["--keep-going"]);
-    assert_eq!((on.code, on.status("slow"), on.status("after")), (1, "ran", "ran"));
-    assert_eq!((on.status("bad"), on.status("below")), ("failed", "skipped"));
+    assert_eq!(
+        (on.code, on.status("slow"), on.status("after")),
+        (1, "ran", "ran")
+    );
+    assert_eq!(
+        (on.status("bad"), on.status("below")),
+        ("failed", "skipped")
+    );
 }
 
 #[test]
@@ -144,14 +180,26 @@ out = ["one", "two"]
 "#;
     for (cmd, says) in [
         ("echo x > $OUT_one", "did not write output 'two'"),
-        ("echo x > $OUT_one; ln -s /etc/passwd $OUT_two", "neither a file nor a directory"),
+        (
+            "echo x > $OUT_one; ln -s /etc/passwd $OUT_two",
+            "neither a file nor a directory",
+        ),
     ] {
         let ran = Project::new(&recipe.replace("CMD", cmd)).run(&[]);
-        let error = ran.stage("a")["error"]["message"].as_str().unwrap().to_owned();
+        let error = ran.stage("a")["error"]["message"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         assert!(ran.code == 1 && error.contains(says), "{error}");
     }
-    let ran = Project::new(&recipe.replace("[\"sh\", \"-c\", \"CMD\"]", "[\"no-such-program\"]")).run(&[]);
-    assert!(ran.stage("a")["error"]["message"].as_str().unwrap().contains("no-such-program"));
+    let ran = Project::new(&recipe.replace("[\"sh\", \"-c\", \"CMD\"]", "[\"no-such-program\"]"))
+        .run(&[]);
+    assert!(
+        ran.stage("a")["error"]["message"]
+            .as_str()
+            .unwrap()
+            .contains("no-such-program")
+    );
 }
 
 #[test]
@@ -175,9 +223,18 @@ env = ["DECLARED"]
     };
     let first = with("1");
     let names = p.output(&first, "a", "names");
-    assert!(names.contains("DECLARED\n") && names.contains("OUT_names\n"), "{names}");
-    assert!(!names.contains("SECRET") && !names.contains("HOME"), "{names}");
-    assert_ne!(p.output(&first, "a", "cwd").trim(), p.dir.path().to_str().unwrap());
+    assert!(
+        names.contains("DECLARED\n") && names.contains("OUT_names\n"),
+        "{names}"
+    );
+    assert!(
+        !names.contains("SECRET") && !names.contains("HOME"),
+        "{names}"
+    );
+    assert_ne!(
+        p.output(&first, "a", "cwd").trim(),
+        p.dir.path().to_str().unwrap()
+    );
     assert_eq!(with("1").status("a"), "reused");
     assert_eq!(with("2").status("a"), "ran");
 }
@@ -186,13 +243,27 @@ env = ["DECLARED"]
 fn selection_needs_what_it_leaves_out() {
     let p = chain();
     let early = p.run(&["--only", "b"]);
-    assert_eq!((early.code, early.status("a"), early.status("b")), (2, "failed", "skipped"));
+    assert_eq!(
+        (early.code, early.status("a"), early.status("b")),
+        (2, "failed", "skipped")
+    );
     assert!(p.lines("ran").is_empty());
     p.run(&[]);
     let only = p.run(&["--only", "b", "--force", "b"]);
-    assert_eq!((only.code, only.status("a"), only.status("b"), only.status("c")), (0, "reused", "ran", "skipped"));
+    assert_eq!(
+        (
+            only.code,
+            only.status("a"),
+            only.status("b"),
+            only.status("c")
+        ),
+        (0, "reused", "ran", "skipped")
+    );
     let from = p.run(&["--from", "b", "--force", "all"]);
-    assert_eq!((from.status("a"), from.status("b"), from.status("c")), ("reused", "ran", "ran"));
+    assert_eq!(
+        (from.status("a"), from.status("b"), from.status("c")),
+        ("reused", "ran", "ran")
+    );
 }
 
 #[test]
@@ -200,18 +271,28 @@ fn lost_artifacts_are_made_again_only_when_needed() {
     let p = chain();
     let first = p.run(&[]);
     let drop_blob = |stage: &str| {
-        let digest: cache::Digest = first.stage(stage)["outputs"]["out"].as_str().unwrap().parse().unwrap();
+        let digest: cache::Digest = first.stage(stage)["outputs"]["out"]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap();
         let blob = p.store().manifest(&digest).unwrap().files[0].blob.hex();
         std::fs::remove_file(p.path("store").join("blobs").join(&blob[..2]).join(&blob)).unwrap();
     };
     // Nothing needs a's artifact while b and c have results.
     drop_blob("a");
     let idle = p.run(&[]);
-    assert_eq!((idle.code, idle.status("a"), idle.status("c")), (0, "reused", "reused"));
+    assert_eq!(
+        (idle.code, idle.status("a"), idle.status("c")),
+        (0, "reused", "reused")
+    );
     // c's is wanted, and to make it again both its inputs are.
     drop_blob("c");
     let healed = p.run(&[]);
-    assert_eq!((healed.status("a"), healed.status("b"), healed.status("c")), ("ran", "reused", "ran"));
+    assert_eq!(
+        (healed.status("a"), healed.status("b"), healed.status("c")),
+        ("ran", "reused", "ran")
+    );
     assert_eq!(healed.stage("c")["outputs"], first.stage("c")["outputs"]);
     assert_eq!(p.run(&[]).status("a"), "reused");
 }
@@ -226,11 +307,19 @@ fn sources_must_exist_match_the_lock_and_stay() {
     assert_eq!(p.run(&["--locked"]).code, 0);
     p.write("in.txt", "three,x\n");
     let stale = p.run(&["--locked"]);
-    assert!(stale.code == 6 && stale.stderr.contains("recipe.lock"), "{}", stale.stderr);
+    assert!(
+        stale.code == 6 && stale.stderr.contains("recipe.lock"),
+        "{}",
+        stale.stderr
+    );
     assert_eq!(p.read("recipe.lock"), lock);
     std::fs::remove_file(p.path("in.txt")).unwrap();
     let gone = p.run(&[]);
-    assert!(gone.code == 2 && gone.stderr.contains("does not exist"), "{}", gone.stderr);
+    assert!(
+        gone.code == 2 && gone.stderr.contains("does not exist"),
+        "{}",
+        gone.stderr
+    );
 
     // Edited while it is read.
     let p = Project::new(&CHAIN.replace("cut -d,", "echo more >> $DIR/in.txt; cut -d,"));
@@ -250,8 +339,16 @@ fn independent_stages_run_side_by_side_in_order_of_cost() {
     }
     let p = Project::new(&recipe);
     assert_eq!(p.run(&["-j", "1"]).code, 0);
-    let order: Vec<usize> = p.read("order").lines().map(|l| l.parse().unwrap()).collect();
-    assert_eq!(order, (0..12).collect::<Vec<_>>(), "equals run in the order of the file");
+    let order: Vec<usize> = p
+        .read("order")
+        .lines()
+        .map(|l| l.parse().unwrap())
+        .collect();
+    assert_eq!(
+        order,
+        (0..12).collect::<Vec<_>>(),
+        "equals run in the order of the file"
+    );
     let record: serde_json::Value = serde_json::from_str(&record(&p)).unwrap();
     assert_eq!(record["state"], "finished");
     assert_eq!(record["stages"].as_array().unwrap().len(), 12);
@@ -269,8 +366,14 @@ fn record(p: &Project) -> String {
 fn a_run_with_nothing_to_do_is_fast() {
     let mut recipe = "[recipe]\nname = \"ten\"\nschema = 1\n".to_owned();
     for i in 0..10 {
-        let input = if i == 0 { String::new() } else { format!("in.x = \"s{}.out\"\n", i - 1) };
-        recipe += &format!("[stage.s{i}]\nkind = \"command\"\n{input}out = [\"out\"]\ncmd = [\"sh\", \"-c\", \"echo {i} > $OUT_out\"]\n");
+        let input = if i == 0 {
+            String::new()
+        } else {
+            format!("in.x = \"s{}.out\"\n", i - 1)
+        };
+        recipe += &format!(
+            "[stage.s{i}]\nkind = \"command\"\n{input}out = [\"out\"]\ncmd = [\"sh\", \"-c\", \"echo {i} > $OUT_out\"]\n"
+        );
     }
     let p = Project::new(&recipe);
     assert_eq!(p.run(&[]).code, 0);
