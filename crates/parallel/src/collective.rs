@@ -73,7 +73,12 @@ impl Collective for Solo {
     }
 }
 
-fn copy_whole(out: &mut Tensor, input: &Tensor, collective: &'static str, phase: &str) -> Result<(), Error> {
+fn copy_whole(
+    out: &mut Tensor,
+    input: &Tensor,
+    collective: &'static str,
+    phase: &str,
+) -> Result<(), Error> {
     expect(out, input.numel() as i64, 0, 1, collective, phase)?;
     tch::no_grad(|| out.view_as(input).copy_(input));
     Ok(())
@@ -91,7 +96,14 @@ fn expect(
     if got == want {
         return Ok(());
     }
-    Err(Error::Sizes { rank, size, collective, phase: phase.to_owned(), got, want })
+    Err(Error::Sizes {
+        rank,
+        size,
+        collective,
+        phase: phase.to_owned(),
+        got,
+        want,
+    })
 }
 
 /// libtorch's c10d over Gloo: CPU tensors, TCP between processes.
@@ -106,20 +118,50 @@ pub struct Gloo {
 impl Gloo {
     /// Joins the group whose store rank 0 serves at `addr:port`. `deadline` bounds the meeting and
     /// every later wait.
-    pub fn join(rank: usize, size: usize, addr: &str, port: u16, deadline: Duration) -> Result<Gloo, Error> {
+    pub fn join(
+        rank: usize,
+        size: usize,
+        addr: &str,
+        port: u16,
+        deadline: Duration,
+    ) -> Result<Gloo, Error> {
         let failed = |e| failure(rank, size, "join", "start", e);
-        let store = torch::dist::Store::connect(addr, port, rank == 0, size, deadline).map_err(failed)?;
-        let group = torch::dist::Gloo::new(&store, "world", rank, size, deadline).map_err(failed)?;
-        Ok(Gloo { group, _store: store, rank, size })
+        let store =
+            torch::dist::Store::connect(addr, port, rank == 0, size, deadline).map_err(failed)?;
+        let group =
+            torch::dist::Gloo::new(&store, "world", rank, size, deadline).map_err(failed)?;
+        Ok(Gloo {
+            group,
+            _store: store,
+            rank,
+            size,
+        })
     }
 
-    fn named<T>(&self, collective: &'static str, phase: &str, result: Result<T, torch::Error>) -> Result<T, Error> {
+    fn named<T>(
+        &self,
+        collective: &'static str,
+        phase: &str,
+        result: Result<T, torch::Error>,
+    ) -> Result<T, Error> {
         result.map_err(|e| failure(self.rank, self.size, collective, phase, e))
     }
 }
 
-fn failure(rank: usize, size: usize, collective: &'static str, phase: &str, error: torch::Error) -> Error {
-    Error::Collective { rank, size, collective, phase: phase.to_owned(), reason: error.to_string() }
+fn failure(
+    rank: usize,
+    size: usize,
+    collective: &'static str,
+    phase: &str,
+    error: torch::Error,
+) -> Error {
+    Error::Collective {
+        rank,
+        size,
+        collective,
+        phase: phase.to_owned(),
+        reason: error.to_string(),
+    }
 }
 
 impl Collective for Gloo {
@@ -143,7 +185,11 @@ impl Collective for Gloo {
     fn reduce_scatter(&self, out: &mut Tensor, input: &Tensor, phase: &str) -> Result<(), Error> {
         let want = (input.numel() / self.size) as i64;
         expect(out, want, self.rank, self.size, "reduce_scatter", phase)?;
-        self.named("reduce_scatter", phase, self.group.reduce_scatter(out, input))
+        self.named(
+            "reduce_scatter",
+            phase,
+            self.group.reduce_scatter(out, input),
+        )
     }
     fn all_to_all(
         &self,
@@ -153,7 +199,11 @@ impl Collective for Gloo {
         in_rows: &[i64],
         phase: &str,
     ) -> Result<(), Error> {
-        self.named("all_to_all", phase, self.group.all_to_all(out, input, out_rows, in_rows))
+        self.named(
+            "all_to_all",
+            phase,
+            self.group.all_to_all(out, input, out_rows, in_rows),
+        )
     }
     fn barrier(&self, phase: &str) -> Result<(), Error> {
         self.named("barrier", phase, self.group.barrier())

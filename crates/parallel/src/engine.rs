@@ -39,7 +39,11 @@ impl Parameters for Whole<'_> {
         self.0.kind()
     }
     fn gather(&self, segment: &Segment) -> Result<Vec<Tensor>, Error> {
-        segment.params.iter().map(|name| Ok(self.0.get(name).shallow_clone())).collect()
+        segment
+            .params
+            .iter()
+            .map(|name| Ok(self.0.get(name).shallow_clone()))
+            .collect()
     }
     fn release(&self, _: &Segment) {}
 }
@@ -117,7 +121,13 @@ impl<'a> Engine<'a> {
             };
             steps.push(Step { input, graph });
         }
-        Ok(Walk { engine: *self, batch, scene, steps, hidden: x })
+        Ok(Walk {
+            engine: *self,
+            batch,
+            scene,
+            steps,
+            hidden: x,
+        })
     }
 
     /// Hidden states `[kept, hidden]` after the final norm; nothing is kept. The same arithmetic
@@ -135,7 +145,11 @@ impl<'a> Engine<'a> {
         let device = batch.tokens.device();
         let positions = Tensor::from_slice(&batch.layout.positions()).to_device(device);
         let (cos, sin) = self.decoder.rope(&positions, self.parameters.kind());
-        Ok(Scene { cos, sin, attend: Packed::new(&batch.layout, device)? })
+        Ok(Scene {
+            cos,
+            sin,
+            attend: Packed::new(&batch.layout, device)?,
+        })
     }
 
     /// The input of a segment: what follows the last attention is by row, so only kept rows go on.
@@ -148,7 +162,11 @@ impl<'a> Engine<'a> {
 
     fn first_after_attention(&self) -> usize {
         let attention = |s: &Segment| matches!(s.kind, SegmentKind::Attention(_));
-        self.decoder.segments.iter().rposition(attention).map_or(1, |i| i + 1)
+        self.decoder
+            .segments
+            .iter()
+            .rposition(attention)
+            .map_or(1, |i| i + 1)
     }
 
     fn run_plain(&self, index: usize, input: &Tensor, scene: &Scene) -> Result<Tensor, Error> {
@@ -255,7 +273,10 @@ impl Walk<'_> {
         let decoder = self.engine.decoder;
         if tokens.size()[0] > 0 {
             let vocabulary = decoder.config.vocab_size as i64;
-            grads.add(&decoder.segments[0].params[0], sum_rows(&d_output, tokens, vocabulary))?;
+            grads.add(
+                &decoder.segments[0].params[0],
+                sum_rows(&d_output, tokens, vocabulary),
+            )?;
         }
         Ok(d_output)
     }
@@ -274,11 +295,19 @@ fn sum_rows(x: &Tensor, places: &Tensor, rows: i64) -> Tensor {
 
 /// fp32, or fp64 if it is.
 fn widen(x: &Tensor) -> Tensor {
-    if x.kind() == Kind::Double { x.shallow_clone() } else { x.to_kind(Kind::Float) }
+    if x.kind() == Kind::Double {
+        x.shallow_clone()
+    } else {
+        x.to_kind(Kind::Float)
+    }
 }
 
 /// The same values as the start of a graph (token ids stay as they are).
 fn leaf(x: &Tensor) -> Tensor {
     let leaf = x.detach();
-    if leaf.is_floating_point() { leaf.set_requires_grad(true) } else { leaf }
+    if leaf.is_floating_point() {
+        leaf.set_requires_grad(true)
+    } else {
+        leaf
+    }
 }

@@ -4,7 +4,9 @@
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A collective failed or ran past its deadline.
-    #[error("rank {rank} of {size}: {collective} failed in phase '{phase}': {reason}; look at the other ranks' logs for the one that stopped first")]
+    #[error(
+        "rank {rank} of {size}: {collective} failed in phase '{phase}': {reason}; look at the other ranks' logs for the one that stopped first"
+    )]
     Collective {
         /// The rank that reports.
         rank: usize,
@@ -18,7 +20,9 @@ pub enum Error {
         reason: String,
     },
     /// Sizes that do not fit the collective.
-    #[error("rank {rank} of {size}: {collective} in phase '{phase}' got an output of {got} elements where {want} are needed")]
+    #[error(
+        "rank {rank} of {size}: {collective} in phase '{phase}' got an output of {got} elements where {want} are needed"
+    )]
     Sizes {
         /// The rank that reports.
         rank: usize,

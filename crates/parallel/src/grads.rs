@@ -31,10 +31,20 @@ struct Entry {
 
 impl Grads {
     /// Empty buffers for parameters of these names and shapes. `kind` is the accumulation kind.
-    pub fn new(parameters: impl IntoIterator<Item = (String, Vec<i64>)>, kind: Kind, device: Device) -> Grads {
-        let entries =
-            parameters.into_iter().map(|(name, shape)| (name, Entry { shape, sum: None })).collect();
-        Grads { kind, device, entries }
+    pub fn new(
+        parameters: impl IntoIterator<Item = (String, Vec<i64>)>,
+        kind: Kind,
+        device: Device,
+    ) -> Grads {
+        let entries = parameters
+            .into_iter()
+            .map(|(name, shape)| (name, Entry { shape, sum: None }))
+            .collect();
+        Grads {
+            kind,
+            device,
+            entries,
+        }
     }
 
     /// Forgets what was accumulated.
@@ -46,12 +56,18 @@ impl Grads {
 
     /// Moves everything out, leaving no parameters.
     pub fn take(&mut self) -> Grads {
-        Grads { kind: self.kind, device: self.device, entries: std::mem::take(&mut self.entries) }
+        Grads {
+            kind: self.kind,
+            device: self.device,
+            entries: std::mem::take(&mut self.entries),
+        }
     }
 
     /// Accumulated gradients by name, in name order; parameters that got none are left out.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.entries.iter().filter_map(|(name, e)| Some((name.as_str(), e.sum.as_ref()?)))
+        self.entries
+            .iter()
+            .filter_map(|(name, e)| Some((name.as_str(), e.sum.as_ref()?)))
     }
 
     /// The gradient of one parameter, if it got any.
@@ -71,7 +87,11 @@ impl Grads {
         if collective.size() == 1 {
             return Ok(());
         }
-        let mut sums: Vec<&mut Tensor> = self.entries.values_mut().filter_map(|e| e.sum.as_mut()).collect();
+        let mut sums: Vec<&mut Tensor> = self
+            .entries
+            .values_mut()
+            .filter_map(|e| e.sum.as_mut())
+            .collect();
         let mut rest = sums.as_mut_slice();
         while !rest.is_empty() {
             let mut elements = 0;
@@ -114,10 +134,15 @@ impl Grads {
 impl Gradients for Grads {
     fn add(&mut self, name: &str, grad: Tensor) -> Result<(), Error> {
         let _no_grad = tch::no_grad_guard();
-        let entry =
-            self.entries.get_mut(name).ok_or_else(|| Error::Unknown { name: name.to_owned() })?;
+        let entry = self.entries.get_mut(name).ok_or_else(|| Error::Unknown {
+            name: name.to_owned(),
+        })?;
         if grad.size() != entry.shape {
-            return Err(Error::Shape { name: name.to_owned(), got: grad.size(), want: entry.shape.clone() });
+            return Err(Error::Shape {
+                name: name.to_owned(),
+                got: grad.size(),
+                want: entry.shape.clone(),
+            });
         }
         match &mut entry.sum {
             // in place: a bf16 gradient is widened inside the addition
@@ -147,4 +172,59 @@ fn reduce_bucket(bucket: &mut [&mut Tensor], collective: &dyn Collective) -> Res
         at += n;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grads(kind: Kind) -> Grads {
+        let shapes = [("a".to_owned(), vec![2, 2]), ("b".to_owned(), vec![3])];
+        Grads::new(shapes, kind, Device::Cpu)
+    }
+
+    #[test]
+    fn sums_in_accumulation_kind_and_knows_its_parameters() {
+        let mut grads = grads(Kind::Float);
+        // 256 + 1 is lost in bf16
+        let tall = Tensor::full([3], 256.0, (Kind::BFloat16, Device::Cpu));
+        let one = Tensor::ones([3], (Kind::BFloat16, Device::Cpu));
+        for grad in [&tall, &one, &one] {
+            grads.add("b", grad.shallow_clone()).expect("fits");
+        }
+        let sum = grads.get("b").expect("added");
+        assert_eq!(Vec::<f32>::try_from(sum).expect("numbers"), [258.0; 3]);
+        assert!(grads.get("a").is_none());
+        let wrong = grads
+            .add("a", one.shallow_clone())
+            .expect_err("misshaped")
+            .to_string();
+        assert_eq!(
+            wrong,
+            "gradient of 'a' has shape [3], its parameter has [2, 2]"
+        );
+        assert!(matches!(grads.add("c", one), Err(Error::Unknown { name }) if name == "c"));
+    }
+
+    #[test]
+    fn norm_is_over_all_parameters_and_shows_what_is_not_finite() {
+        let mut grads = grads(Kind::Double);
+        assert_eq!(grads.norm(), 0.0);
+        grads
+            .add("a", Tensor::full([2, 2], 2.0, (Kind::Double, Device::Cpu)))
+            .expect("fits");
+        grads
+            .add("b", Tensor::full([3], 3.0, (Kind::Double, Device::Cpu)))
+            .expect("fits");
+        assert!((grads.norm() - 43f64.sqrt()).abs() < 1e-12);
+        grads.scale(0.5);
+        assert!((grads.norm() - 43f64.sqrt() / 2.0).abs() < 1e-12);
+        let bad = Tensor::from_slice(&[0.0, f64::NAN, 0.0]);
+        grads.add("b", bad).expect("fits");
+        assert!(grads.norm().is_nan());
+        grads.clear();
+        grads.reduce(&crate::Solo).expect("alone");
+        assert_eq!(grads.norm(), 0.0);
+        assert_eq!(grads.iter().count(), 2, "zeros where nothing came");
+    }
 }

@@ -11,10 +11,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tch::Tensor;
 
+use crate::Error;
 use crate::optimizer::{Optimizer, OptimizerConfig};
 use crate::policy::{Policy, Skips};
 use crate::tensors;
-use crate::Error;
 
 const FORMAT: u32 = 1;
 const STATE: &str = "state.json";
@@ -59,9 +59,15 @@ impl Policy {
         let moments = [("first", &optimizer.first), ("second", &optimizer.second)];
         let named: Vec<(String, &Tensor)> = moments
             .iter()
-            .flat_map(|(part, map)| map.iter().map(move |(name, t)| (format!("{part}.{name}"), t)))
+            .flat_map(|(part, map)| {
+                map.iter()
+                    .map(move |(name, t)| (format!("{part}.{name}"), t))
+            })
             .collect();
-        tensors::write(&dir.join(OPTIMIZER), named.iter().map(|(name, t)| (name.as_str(), *t)))?;
+        tensors::write(
+            &dir.join(OPTIMIZER),
+            named.iter().map(|(name, t)| (name.as_str(), *t)),
+        )?;
         let state = State {
             format: FORMAT,
             model: self.decoder.config.raw.clone(),
@@ -87,12 +93,18 @@ impl Policy {
         optimizer: &mut Optimizer,
     ) -> Result<CheckpointState, Error> {
         let path = dir.join(STATE);
-        let refuse = |what: String| Error::Checkpoint { path: path.clone(), what };
+        let refuse = |what: String| Error::Checkpoint {
+            path: path.clone(),
+            what,
+        };
         let text = std::fs::read(&path).map_err(Error::io(&path))?;
         let saved: State = serde_json::from_slice(&text)
             .map_err(|e| refuse(format!("{e}; it is damaged or of another version")))?;
         if saved.format != FORMAT {
-            return Err(refuse(format!("format {} where {FORMAT} is known", saved.format)));
+            return Err(refuse(format!(
+                "format {} where {FORMAT} is known",
+                saved.format
+            )));
         }
         if let Some(key) = first_difference(&saved.model, &self.decoder.config.raw) {
             return Err(refuse(format!(
@@ -101,7 +113,10 @@ impl Policy {
         }
         let dtype = format!("{:?}", self.config().kind);
         if saved.dtype != dtype {
-            return Err(refuse(format!("dtype {} where training is in {dtype}", saved.dtype)));
+            return Err(refuse(format!(
+                "dtype {} where training is in {dtype}",
+                saved.dtype
+            )));
         }
         if saved.optimizer != optimizer.config {
             return Err(refuse(format!(
@@ -139,8 +154,18 @@ impl Policy {
     }
 
     /// Checks names, shapes and kinds against the masters; `all` wants every one of them.
-    fn fits(&self, tensors: &BTreeMap<String, Tensor>, path: &Path, all: bool) -> Result<(), Error> {
-        let refuse = |what: String| Err(Error::Checkpoint { path: path.to_owned(), what });
+    fn fits(
+        &self,
+        tensors: &BTreeMap<String, Tensor>,
+        path: &Path,
+        all: bool,
+    ) -> Result<(), Error> {
+        let refuse = |what: String| {
+            Err(Error::Checkpoint {
+                path: path.to_owned(),
+                what,
+            })
+        };
         let masters: BTreeMap<&str, &Tensor> = self.masters().iter().collect();
         for (name, tensor) in tensors {
             let Some(master) = masters.get(name.as_str()) else {
@@ -156,7 +181,10 @@ impl Policy {
                 ));
             }
         }
-        match masters.keys().find(|name| all && !tensors.contains_key(**name)) {
+        match masters
+            .keys()
+            .find(|name| all && !tensors.contains_key(**name))
+        {
             Some(name) => refuse(format!("tensor '{name}' is missing")),
             None => Ok(()),
         }
@@ -165,5 +193,7 @@ impl Policy {
 
 fn first_difference(a: &Map<String, Value>, b: &Map<String, Value>) -> Option<String> {
     let keys = a.keys().chain(b.keys());
-    keys.into_iter().find(|key| a.get(*key) != b.get(*key)).cloned()
+    keys.into_iter()
+        .find(|key| a.get(*key) != b.get(*key))
+        .cloned()
 }

@@ -16,7 +16,11 @@ pub fn device(name: &str, local_rank: usize) -> Result<Device, Error> {
         return refuse(format!("unknown device '{name}': use auto, cpu or cuda"));
     }
     let loaded = torch::cuda::load();
-    let count = if loaded.is_ok() && torch::cuda::available() { torch::cuda::device_count() } else { 0 };
+    let count = if loaded.is_ok() && torch::cuda::available() {
+        torch::cuda::device_count()
+    } else {
+        0
+    };
     match (name, loaded) {
         _ if count > local_rank => Ok(Device::Cuda(local_rank)),
         ("auto", _) if count == 0 => Ok(Device::Cpu),

@@ -19,7 +19,9 @@ pub enum Error {
     #[error("loss: {0}")]
     Loss(String),
     /// Too many steps in a row had a NaN or infinite gradient.
-    #[error("gradient norm was {norm} at {skipped} steps in a row (limit {limit}); the last finite weights are kept: lower the learning rate or look at the data of these steps")]
+    #[error(
+        "gradient norm was {norm} at {skipped} steps in a row (limit {limit}); the last finite weights are kept: lower the learning rate or look at the data of these steps"
+    )]
     Diverged {
         /// The last norm.
         norm: f64,

@@ -14,7 +14,10 @@ impl Policy {
     /// # Errors
     /// The file that cannot be read or written.
     pub fn export(&self, dir: &Path, dtype: Option<Dtype>) -> Result<(), Error> {
-        let options = SaveOptions { dtype, ..SaveOptions::default() };
+        let options = SaveOptions {
+            dtype,
+            ..SaveOptions::default()
+        };
         self.masters().save(&self.decoder.config, dir, options)?;
         if !self.source.as_os_str().is_empty() {
             copy_companions(&self.source, dir)?;

@@ -59,13 +59,19 @@ pub(crate) struct Pull<'a> {
 
 /// The kind in which losses and gradients are accumulated: fp64 under fp64 compute, else fp32.
 pub(crate) fn accumulation(compute: Kind) -> Kind {
-    if compute == Kind::Double { Kind::Double } else { Kind::Float }
+    if compute == Kind::Double {
+        Kind::Double
+    } else {
+        Kind::Float
+    }
 }
 
 impl Head {
     fn chunk_rows(&self, input: Input) -> i64 {
         let vocabulary = input.weight.size()[0] as usize;
-        let rows = self.chunk.unwrap_or_else(|| (CHUNK_BYTES / (4 * vocabulary.max(1))).max(64));
+        let rows = self
+            .chunk
+            .unwrap_or_else(|| (CHUNK_BYTES / (4 * vocabulary.max(1))).max(64));
         rows.max(1) as i64
     }
 
@@ -120,12 +126,18 @@ impl Head {
         if rows == 0 {
             return vec![(0, 0)];
         }
-        (0..rows).step_by(step as usize).map(|at| (at, step.min(rows - at))).collect()
+        (0..rows)
+            .step_by(step as usize)
+            .map(|at| (at, step.min(rows - at)))
+            .collect()
     }
 
     fn log_softmax(&self, part: &Part) -> Tensor {
         let kind = accumulation(part.weight.kind());
-        let mut logits = part.hidden.linear(part.weight, None::<Tensor>).to_kind(kind);
+        let mut logits = part
+            .hidden
+            .linear(part.weight, None::<Tensor>)
+            .to_kind(kind);
         if self.temperature != 1.0 {
             logits = logits.g_div_scalar_(self.temperature);
         }
@@ -196,16 +208,27 @@ struct Values {
 
 impl Values {
     fn read(&mut self, lsm: &Tensor, targets: &Tensor, entropy: bool) {
-        self.logp.push(lsm.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1));
+        self.logp.push(
+            lsm.gather(-1, &targets.unsqueeze(-1), false)
+                .squeeze_dim(-1),
+        );
         if entropy {
             let plogp = lsm.exp().g_mul_(lsm);
-            self.entropy.push(plogp.sum_dim_intlist([-1i64].as_slice(), false, lsm.kind()).neg_());
+            self.entropy.push(
+                plogp
+                    .sum_dim_intlist([-1i64].as_slice(), false, lsm.kind())
+                    .neg_(),
+            );
         }
     }
 
     fn finish(self, kept: Option<Tensor>) -> Scored {
         let entropy = (!self.entropy.is_empty()).then(|| join(self.entropy));
-        Scored { logp: join(self.logp), entropy, kept }
+        Scored {
+            logp: join(self.logp),
+            entropy,
+            kept,
+        }
     }
 }
 
@@ -236,11 +259,18 @@ impl PullSum {
         let weight = self
             .weight
             .unwrap_or_else(|| Tensor::zeros(input.weight.size(), (kind, input.weight.device())));
-        Pulled { hidden: join(self.hidden), weight }
+        Pulled {
+            hidden: join(self.hidden),
+            weight,
+        }
     }
 }
 
 /// Concatenates chunks; one chunk is taken as it is.
 fn join(mut chunks: Vec<Tensor>) -> Tensor {
-    if chunks.len() == 1 { chunks.swap_remove(0) } else { Tensor::cat(&chunks, 0) }
+    if chunks.len() == 1 {
+        chunks.swap_remove(0)
+    } else {
+        Tensor::cat(&chunks, 0)
+    }
 }

@@ -25,10 +25,17 @@ pub(crate) fn lay(units: &[Unit], indices: &[usize], share_prefix: bool, device:
     let mut rows = Rows::default();
     let spans = indices
         .iter()
-        .map(|&unit| UnitSpan { unit, branches: rows.unit(&units[unit], share_prefix) })
+        .map(|&unit| UnitSpan {
+            unit,
+            branches: rows.unit(&units[unit], share_prefix),
+        })
         .collect();
     let upload = |ids: &[i64]| Tensor::from_slice(ids).to_device(device);
-    let all = rows.keep.iter().enumerate().all(|(i, &row)| i as i64 == row)
+    let all = rows
+        .keep
+        .iter()
+        .enumerate()
+        .all(|(i, &row)| i as i64 == row)
         && rows.keep.len() == rows.tokens.len();
     Laid {
         batch: Microbatch {
@@ -56,7 +63,10 @@ impl Rows {
         // One branch needs no sharing: prefix and branch are one span.
         let shared = (share_prefix && live > 1 && !unit.prefix.is_empty())
             .then(|| self.span(&[&unit.prefix], None));
-        unit.branches.iter().map(|branch| self.branch(&unit.prefix, branch, shared)).collect()
+        unit.branches
+            .iter()
+            .map(|branch| self.branch(&unit.prefix, branch, shared))
+            .collect()
     }
 
     fn branch(&mut self, prefix: &[u32], branch: &Branch, shared: Option<usize>) -> Range<usize> {
@@ -83,7 +93,8 @@ impl Rows {
             }
         };
         for (i, _) in branch.mask.iter().enumerate().filter(|(_, m)| **m) {
-            self.keep.push(if i == 0 { before } else { start + i - 1 } as i64);
+            self.keep
+                .push(if i == 0 { before } else { start + i - 1 } as i64);
             self.targets.push(branch.tokens[i].into());
         }
         first..self.targets.len()
@@ -115,7 +126,12 @@ pub(crate) fn check(units: &[Unit], vocabulary: usize, context: usize) -> Result
             if u.prefix.is_empty() && b.mask.first() == Some(&true) {
                 return fail("its first token is masked but nothing comes before it; give a prefix or leave it out of the mask".into());
             }
-            if let Some(id) = u.prefix.iter().chain(&b.tokens).find(|&&id| id as usize >= vocabulary) {
+            if let Some(id) = u
+                .prefix
+                .iter()
+                .chain(&b.tokens)
+                .find(|&&id| id as usize >= vocabulary)
+            {
                 return fail(format!(
                     "token id {id} in a vocabulary of {vocabulary}; use the model's own tokenizer"
                 ));

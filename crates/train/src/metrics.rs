@@ -35,7 +35,11 @@ impl Sums {
         let size = collective.size();
         let options = (Kind::Int64, Device::Cpu);
         let mut lengths = Tensor::zeros([size as i64], options);
-        collective.all_gather(&mut lengths, &Tensor::from_slice(&[mine.len() as i64]), phase)?;
+        collective.all_gather(
+            &mut lengths,
+            &Tensor::from_slice(&[mine.len() as i64]),
+            phase,
+        )?;
         let longest = lengths.max().int64_value(&[]) as usize;
         let mut padded = mine;
         padded.resize(longest, 0);
@@ -66,7 +70,9 @@ impl Sums {
     fn decode_add(&mut self, mut bytes: &[u8]) {
         while let Some((length, rest)) = bytes.split_first_chunk::<4>() {
             let (name, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
-            let Some((value, rest)) = rest.split_first_chunk::<8>() else { return };
+            let Some((value, rest)) = rest.split_first_chunk::<8>() else {
+                return;
+            };
             self.add(&String::from_utf8_lossy(name), f64::from_le_bytes(*value));
             bytes = rest;
         }
@@ -105,7 +111,10 @@ impl Meter {
             let _ = a.matmul(&b).double_value(&[0, 0]);
             best = best.min(start.elapsed().as_secs_f64());
         }
-        Meter { peak: 2.0 * (n as f64).powi(3) / best, ranks }
+        Meter {
+            peak: 2.0 * (n as f64).powi(3) / best,
+            ranks,
+        }
     }
 
     /// `performance/tokens_per_sec`, `performance/flops` and `performance/mfu` of work that took
@@ -129,7 +138,10 @@ pub(crate) struct Flops<'a> {
 
 impl<'a> Flops<'a> {
     pub fn new(config: &'a ModelConfig) -> Self {
-        Flops { config, by_length: BTreeMap::new() }
+        Flops {
+            config,
+            by_length: BTreeMap::new(),
+        }
     }
 
     /// Work of training on these units.
@@ -151,8 +163,10 @@ impl<'a> Flops<'a> {
             return 0.0;
         }
         let config = self.config;
-        let each =
-            self.by_length.entry(length).or_insert_with(|| config.train_flops_per_token(length));
+        let each = self
+            .by_length
+            .entry(length)
+            .or_insert_with(|| config.train_flops_per_token(length));
         *each * tokens as f64
     }
 }

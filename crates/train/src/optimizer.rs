@@ -34,7 +34,12 @@ pub enum OptimizerConfig {
 
 impl Default for OptimizerConfig {
     fn default() -> Self {
-        OptimizerConfig::AdamW { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 }
+        OptimizerConfig::AdamW {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.0,
+        }
     }
 }
 
@@ -93,13 +98,30 @@ impl Optimizer {
         let _no_grad = tch::no_grad_guard();
         self.updates += 1;
         match self.config {
-            OptimizerConfig::AdamW { beta1, beta2, eps, weight_decay } => {
+            OptimizerConfig::AdamW {
+                beta1,
+                beta2,
+                eps,
+                weight_decay,
+            } => {
                 let (decayed, plain): (Vec<_>, Vec<_>) = params.into_iter().partition(|p| p.decay);
                 for (group, weight_decay) in [(decayed, weight_decay), (plain, 0.0)] {
-                    self.adamw(&group, torch::fused::AdamW { lr, beta1, beta2, weight_decay, eps })?;
+                    self.adamw(
+                        &group,
+                        torch::fused::AdamW {
+                            lr,
+                            beta1,
+                            beta2,
+                            weight_decay,
+                            eps,
+                        },
+                    )?;
                 }
             }
-            OptimizerConfig::Sgd { momentum, weight_decay } => {
+            OptimizerConfig::Sgd {
+                momentum,
+                weight_decay,
+            } => {
                 for p in params {
                     self.sgd(p, lr, momentum, weight_decay);
                 }
@@ -120,18 +142,24 @@ impl Optimizer {
         let grads: Vec<&Tensor> = group.iter().map(|p| p.grad).collect();
         let first: Vec<&Tensor> = group.iter().map(|p| &self.first[p.name]).collect();
         let second: Vec<&Tensor> = group.iter().map(|p| &self.second[p.name]).collect();
-        let Some(any) = masters.first() else { return Ok(()) };
+        let Some(any) = masters.first() else {
+            return Ok(());
+        };
         let step = Tensor::from(self.updates as f32).to_device(any.device());
         let steps = vec![&step; group.len()];
-        Ok(torch::fused::adamw(&masters, &grads, &first, &second, &steps, with)?)
+        Ok(torch::fused::adamw(
+            &masters, &grads, &first, &second, &steps, with,
+        )?)
     }
 
     fn sgd(&mut self, mut p: Param, lr: f64, momentum: f64, weight_decay: f64) {
         let mut update = if momentum == 0.0 {
             p.grad * -lr
         } else {
-            let velocity =
-                self.first.entry(p.name.to_owned()).or_insert_with(|| p.grad.zeros_like());
+            let velocity = self
+                .first
+                .entry(p.name.to_owned())
+                .or_insert_with(|| p.grad.zeros_like());
             let _ = velocity.g_mul_scalar_(momentum).g_add_(p.grad);
             &*velocity * -lr
         };

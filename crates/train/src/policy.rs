@@ -229,7 +229,12 @@ impl Policy {
     /// Where these units would go.
     pub fn plan(&self, units: &[Unit]) -> Plan {
         let c = &self.config;
-        Plan::new(units, self.collective.size(), c.microbatch_tokens, c.share_prefix)
+        Plan::new(
+            units,
+            self.collective.size(),
+            c.microbatch_tokens,
+            c.share_prefix,
+        )
     }
 
     /// Log-probabilities by unit, branch and masked token, on every rank, by the plan and the
@@ -250,7 +255,9 @@ impl Policy {
         for indices in self.my_microbatches(units) {
             let laid = self.lay(units, &indices);
             let hidden = engine.infer(&laid.batch)?;
-            let scored = self.head().score(self.head_input(&hidden, &laid), false, false);
+            let scored = self
+                .head()
+                .score(self.head_input(&hidden, &laid), false, false);
             let values: Vec<f32> = to_vec(&scored.logp)?;
             for span in &laid.units {
                 let mut at = first[span.unit];
@@ -262,14 +269,20 @@ impl Policy {
         }
         if self.collective.size() > 1 && total > 0 {
             let mut all = Tensor::from_slice(&flat);
-            self.collective.all_reduce_sum(&mut all, "log-probabilities")?;
+            self.collective
+                .all_reduce_sum(&mut all, "log-probabilities")?;
             flat = to_vec(&all)?;
         }
         let mut values = flat.into_iter();
         let branch = |n: usize, values: &mut dyn Iterator<Item = f32>| values.take(n).collect();
         Ok(units
             .iter()
-            .map(|u| u.branches.iter().map(|b| branch(b.masked(), &mut values)).collect())
+            .map(|u| {
+                u.branches
+                    .iter()
+                    .map(|b| branch(b.masked(), &mut values))
+                    .collect()
+            })
             .collect())
     }
 
@@ -295,7 +308,10 @@ impl Policy {
                 sums.add(name, value);
             }
             let pulled = pull(&out.loss, &tokens)?;
-            let pull = Pull { logp: &pulled[0], entropy: pulled.get(1) };
+            let pull = Pull {
+                logp: &pulled[0],
+                entropy: pulled.get(1),
+            };
             Ok(policy.head().backward(input, scored, pull))
         })
     }
@@ -314,7 +330,10 @@ impl Policy {
             let input = policy.head_input(walk.hidden(), laid);
             let coefficients = policy.coefficients(laid, coefficient);
             let entropy = observe.is_some() && policy.config.entropy != Entropy::Off;
-            let pull = Pull { logp: &coefficients, entropy: None };
+            let pull = Pull {
+                logp: &coefficients,
+                entropy: None,
+            };
             let (scored, pulled) = policy.head().fused(input, entropy, pull);
             sums.add(LOSS, scored.logp.dot(&coefficients).double_value(&[]));
             if let Some(observe) = observe {
@@ -336,8 +355,12 @@ impl Policy {
     /// [`Error::Diverged`] when that happened `skip_limit` times in a row.
     pub fn apply(&mut self, optimizer: &mut Optimizer, lr: f64) -> Result<StepStats, Error> {
         let grad_norm = self.grads.norm();
-        let mut stats =
-            StepStats { grad_norm, clip: 1.0, skipped: false, skipped_total: self.skips.total };
+        let mut stats = StepStats {
+            grad_norm,
+            clip: 1.0,
+            skipped: false,
+            skipped_total: self.skips.total,
+        };
         if !grad_norm.is_finite() {
             self.skips.in_a_row += 1;
             self.skips.total += 1;
@@ -359,7 +382,12 @@ impl Policy {
             .iter()
             .filter_map(|(name, master)| {
                 let grad = self.grads.get(name)?;
-                Some(Param { name, master: master.shallow_clone(), grad, decay: self.decays[name] })
+                Some(Param {
+                    name,
+                    master: master.shallow_clone(),
+                    grad,
+                    decay: self.decays[name],
+                })
             })
             .collect();
         optimizer.step(params, lr)?;
@@ -397,7 +425,11 @@ impl Policy {
         sums.reduce(&*self.collective)?;
         let loss = sums.0.remove(LOSS).unwrap_or(0.0);
         let work = Flops::new(&self.decoder.config).work(units);
-        Ok(Accumulated { loss, metrics: sums, work })
+        Ok(Accumulated {
+            loss,
+            metrics: sums,
+            work,
+        })
     }
 
     fn microbatches(
@@ -447,12 +479,19 @@ impl Policy {
     }
 
     fn head(&self) -> Head {
-        Head { temperature: self.config.temperature, chunk: self.config.head_chunk }
+        Head {
+            temperature: self.config.temperature,
+            chunk: self.config.head_chunk,
+        }
     }
 
     fn head_input<'a>(&'a self, hidden: &'a Tensor, laid: &'a Laid) -> Input<'a> {
         let weight = self.weights.get(self.decoder.lm_head_name());
-        Input { hidden, weight, targets: &laid.targets }
+        Input {
+            hidden,
+            weight,
+            targets: &laid.targets,
+        }
     }
 
     /// Leaves for the loss closure.
@@ -481,7 +520,9 @@ impl Policy {
             }
         }
         let kind = accumulation(self.config.kind);
-        Tensor::from_slice(&values).to_kind(kind).to_device(self.config.device)
+        Tensor::from_slice(&values)
+            .to_kind(kind)
+            .to_device(self.config.device)
     }
 }
 
@@ -506,8 +547,12 @@ fn pull(loss: &Tensor, tokens: &Tokens) -> Result<Vec<Tensor>, Error> {
 }
 
 fn to_vec(values: &Tensor) -> Result<Vec<f32>, Error> {
-    let flat = values.to_kind(Kind::Float).to_device(Device::Cpu).contiguous();
+    let flat = values
+        .to_kind(Kind::Float)
+        .to_device(Device::Cpu)
+        .contiguous();
     let mut out = vec![0f32; flat.numel()];
-    flat.f_copy_data(&mut out, flat.numel()).map_err(torch::Error::from)?;
+    flat.f_copy_data(&mut out, flat.numel())
+        .map_err(torch::Error::from)?;
     Ok(out)
 }

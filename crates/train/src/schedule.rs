@@ -59,7 +59,14 @@ mod tests {
     use super::*;
 
     fn schedule(shape: Shape) -> Schedule {
-        Schedule { lr: 2.0, shape, warmup: 4, steps: 104, decay: 0.2, final_lr: 0.0 }
+        Schedule {
+            lr: 2.0,
+            shape,
+            warmup: 4,
+            steps: 104,
+            decay: 0.2,
+            final_lr: 0.0,
+        }
     }
 
     #[test]

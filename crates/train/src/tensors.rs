@@ -19,12 +19,20 @@ pub(crate) fn write<'a>(
         let dtype = dtype(tensor.kind())
             .ok_or_else(|| refuse(path, format!("'{name}' is {:?}", tensor.kind())))?;
         let shape = tensor.size().iter().map(|&n| n as usize).collect();
-        views.push((name, Bytes { tensor, dtype, shape }));
+        views.push((
+            name,
+            Bytes {
+                tensor,
+                dtype,
+                shape,
+            },
+        ));
     }
     safetensors::serialize_to_file(views, None, path).map_err(|error| match error {
-        safetensors::SafeTensorError::IoError(source) => {
-            Error::Io { path: path.to_owned(), source }
-        }
+        safetensors::SafeTensorError::IoError(source) => Error::Io {
+            path: path.to_owned(),
+            source,
+        },
         other => refuse(path, other.to_string()),
     })
 }
@@ -41,14 +49,18 @@ pub(crate) fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, Error> {
         let kind = kind(view.dtype())
             .ok_or_else(|| refuse(path, format!("'{name}' is {:?}", view.dtype())))?;
         let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-        let tensor = Tensor::f_from_data_size(view.data(), &shape, kind).map_err(torch::Error::from)?;
+        let tensor =
+            Tensor::f_from_data_size(view.data(), &shape, kind).map_err(torch::Error::from)?;
         out.insert(name.to_owned(), tensor);
     }
     Ok(out)
 }
 
 fn refuse(path: &Path, what: String) -> Error {
-    Error::Checkpoint { path: path.to_owned(), what }
+    Error::Checkpoint {
+        path: path.to_owned(),
+        what,
+    }
 }
 
 fn dtype(kind: Kind) -> Option<Dtype> {

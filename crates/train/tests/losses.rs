@@ -10,7 +10,9 @@ use train::loss::{Rows, advantage, dpo, find, grpo, sft};
 const TOLERANCE: f64 = 1e-9;
 
 fn recorded<T: for<'a> Deserialize<'a>>(name: &str) -> T {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/losses").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/golden/losses")
+        .join(name);
     serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap()
 }
 
@@ -25,7 +27,10 @@ fn values(x: &Tensor) -> Vec<f64> {
 fn assert_close(what: &str, ours: &[f64], theirs: &[f64]) {
     assert_eq!(ours.len(), theirs.len(), "{what}");
     for (i, (a, b)) in ours.iter().zip(theirs).enumerate() {
-        assert!((a - b).abs() <= TOLERANCE * b.abs().max(1.0), "{what}[{i}]: {a} is not {b}");
+        assert!(
+            (a - b).abs() <= TOLERANCE * b.abs().max(1.0),
+            "{what}[{i}]: {a} is not {b}"
+        );
     }
 }
 
@@ -62,13 +67,20 @@ struct DpoCase {
 fn dpo_equals_trl() {
     let fixture: DpoFixture = recorded("dpo.json");
     let all = spans(&fixture.lengths);
-    let pairs: Vec<_> = all[..4].iter().cloned().zip(all[4..].iter().cloned()).collect();
+    let pairs: Vec<_> = all[..4]
+        .iter()
+        .cloned()
+        .zip(all[4..].iter().cloned())
+        .collect();
     let reference = Tensor::from_slice(&fixture.reference);
     assert_eq!(fixture.cases.len(), 9);
     for case in &fixture.cases {
         let logp = leaf(&fixture.logp);
-        let params =
-            dpo::Params { beta: case.beta, label_smoothing: case.label_smoothing, gamma: 0.0 };
+        let params = dpo::Params {
+            beta: case.beta,
+            label_smoothing: case.label_smoothing,
+            gamma: 0.0,
+        };
         let input = dpo::Pairs::new(&logp, Some(&reference), &pairs, Device::Cpu);
         let variant = find(dpo::LOSSES, &case.loss).unwrap();
         let mut loss = (variant.per_pair)(&input, &params).mean(Kind::Double);
@@ -81,7 +93,11 @@ fn dpo_equals_trl() {
         assert_close(&case.loss, &[loss.double_value(&[])], &[case.value]);
         assert_close(&case.loss, &values(&logp.grad()), &case.grad);
         let margin = ((input.chosen - input.rejected) * case.beta).mean(Kind::Double);
-        assert_close("rewards/margins", &[margin.double_value(&[])], &[case.margin]);
+        assert_close(
+            "rewards/margins",
+            &[margin.double_value(&[])],
+            &[case.margin],
+        );
     }
 }
 
@@ -89,14 +105,25 @@ fn dpo_equals_trl() {
 fn dpo_of_the_reference_itself_is_ln_2_in_fp32() {
     let fixture: DpoFixture = recorded("dpo.json");
     let all = spans(&fixture.lengths);
-    let pairs: Vec<_> = all[..4].iter().cloned().zip(all[4..].iter().cloned()).collect();
+    let pairs: Vec<_> = all[..4]
+        .iter()
+        .cloned()
+        .zip(all[4..].iter().cloned())
+        .collect();
     let logp = Tensor::from_slice(&fixture.logp).to_kind(Kind::Float);
     let input = dpo::Pairs::new(&logp, Some(&logp), &pairs, Device::Cpu);
-    let params = dpo::Params { beta: 0.1, label_smoothing: 0.2, gamma: 0.0 };
+    let params = dpo::Params {
+        beta: 0.1,
+        label_smoothing: 0.2,
+        gamma: 0.0,
+    };
     for name in ["sigmoid", "cdpo", "robust"] {
         let loss = (find(dpo::LOSSES, name).unwrap().per_pair)(&input, &params);
         let loss = loss.mean(Kind::Float).double_value(&[]);
-        assert!((loss - std::f64::consts::LN_2).abs() < 1e-6, "{name}: {loss}");
+        assert!(
+            (loss - std::f64::consts::LN_2).abs() < 1e-6,
+            "{name}: {loss}"
+        );
     }
 }
 
@@ -106,7 +133,11 @@ fn dpo_variants_that_trl_lacks_follow_their_formulas() {
     let logp = Tensor::from_slice(&[-0.5, -1.5, -2.0, -0.25]);
     let reference = Tensor::from_slice(&[-0.75, -1.0, -1.0, -0.5]);
     let pairs = [(0..2, 2..4)];
-    let params = dpo::Params { beta: 0.5, label_smoothing: 0.1, gamma: 0.3 };
+    let params = dpo::Params {
+        beta: 0.5,
+        label_smoothing: 0.1,
+        gamma: 0.3,
+    };
     let log_sigmoid = |x: f64| -(-x).exp().ln_1p();
     let run = |name: &str| {
         let variant = find(dpo::LOSSES, name).unwrap();
@@ -117,7 +148,11 @@ fn dpo_variants_that_trl_lacks_follow_their_formulas() {
     let (d, chosen, rejected) = (-0.25 + 0.75, -1.0f64, -1.125f64);
     let cdpo = -0.9 * log_sigmoid(0.5 * d) - 0.1 * log_sigmoid(-0.5 * d);
     assert_close("cdpo", &[run("cdpo")], &[cdpo]);
-    assert_close("simpo", &[run("simpo")], &[-log_sigmoid(0.5 * (chosen - rejected) - 0.3)]);
+    assert_close(
+        "simpo",
+        &[run("simpo")],
+        &[-log_sigmoid(0.5 * (chosen - rejected) - 0.3)],
+    );
     let odds = |x: f64| x - (1.0 - x.exp()).ln();
     let orpo = -chosen - 0.5 * log_sigmoid(odds(chosen) - odds(rejected));
     assert_close("orpo", &[run("orpo")], &[orpo]);
@@ -156,7 +191,10 @@ impl GrpoCase {
             term: *find(grpo::TERMS, &self.ratio).unwrap(),
             correction: *find(grpo::CORRECTIONS, &self.correction).unwrap(),
             reduction: *find(grpo::REDUCTIONS, &self.reduction).unwrap(),
-            kl: self.kl.as_ref().map(|kl| (*find(grpo::KLS, kl).unwrap(), self.kl_beta)),
+            kl: self
+                .kl
+                .as_ref()
+                .map(|kl| (*find(grpo::KLS, kl).unwrap(), self.kl_beta)),
             params: grpo::Params {
                 clip_low: self.clip_low,
                 clip_high: self.clip_high,
@@ -223,6 +261,41 @@ fn grpo_does_not_depend_on_how_the_batch_is_cut() {
     }
 }
 
+/// What is known of the gradient before the first forward is the gradient of the first update.
+#[test]
+fn coefficients_of_the_first_update_are_its_gradient() {
+    let fixture: GrpoFixture = recorded("grpo.json");
+    let sequences = Rows::new(&spans(&fixture.lengths), Device::Cpu);
+    let advantage = sequences.spread(&Tensor::from_slice(&fixture.advantages));
+    let logp = Tensor::from_slice(&fixture.logp);
+    let counts = grpo::Counts {
+        tokens: fixture.lengths.iter().sum(),
+        sequences: fixture.lengths.len(),
+        max_tokens: fixture.max_tokens,
+    };
+    let mut objective = fixture.cases[0].objective();
+    objective.params.clip_dual = 3.0;
+    for term in grpo::TERMS {
+        objective.params.clip_high = if term.name == "cispo" { 5.0 } else { 0.2 };
+        objective.term = term.what;
+        for reduction in grpo::REDUCTIONS {
+            objective.reduction = reduction.what;
+            let lp = logp.copy().set_requires_grad(true);
+            let batch = grpo::Batch {
+                lp: &lp,
+                old: &logp,
+                generated: &logp,
+                reference: None,
+                advantage: &advantage,
+                sequences: &sequences,
+            };
+            grpo::loss(&objective, &batch, &counts).backward();
+            let known = grpo::coefficients(&objective, &advantage, &sequences, &counts);
+            assert_close(term.name, &values(&known), &values(&lp.grad()));
+        }
+    }
+}
+
 /// With the sampler's policy as current policy, the expected gradient of an estimate over all
 /// tokens must be that of KL(p, ref); k3's is not, which is why `k3_unbiased` exists.
 #[test]
@@ -239,7 +312,10 @@ fn kl_estimates_have_the_gradient_they_claim() {
     assert_close("k2", &expected(grpo::k2), &exact);
     assert_close("k3_unbiased", &expected(grpo::k3_unbiased), &exact);
     let biased = expected(grpo::k3);
-    assert!(biased.iter().zip(&exact).any(|(a, b)| (a - b).abs() > 1e-2), "{biased:?} {exact:?}");
+    assert!(
+        biased.iter().zip(&exact).any(|(a, b)| (a - b).abs() > 1e-2),
+        "{biased:?} {exact:?}"
+    );
 }
 
 #[test]
@@ -264,7 +340,11 @@ fn corrections_follow_their_formulas() {
     };
     let run = |name| values(&find(grpo::CORRECTIONS, name).unwrap()(&batch, &params));
     assert_close("none", &run("none"), &[1.0; 4]);
-    assert_close("tis", &run("tis"), &[1.0, 2.0, (-0.5f64).exp(), 0.1f64.exp()]);
+    assert_close(
+        "tis",
+        &run("tis"),
+        &[1.0, 2.0, (-0.5f64).exp(), 0.1f64.exp()],
+    );
     assert_close("icepop", &run("icepop"), &[1.0, 0.0, 0.0, 0.1f64.exp()]);
     // geometric means: exp(1) = 2.7, out; exp(-0.2) = 0.82, in
     assert_close("sequence", &run("sequence"), &[0.0, 0.0, 1.0, 1.0]);
@@ -324,7 +404,12 @@ fn leave_one_out_is_exact_when_the_others_are_equal() {
     let std = 0.95 * (1.0f64 / 8.0).sqrt();
     assert_close("grpo", &grpo[..1], &[-0.95 * 7.0 / 8.0 / (std + 1e-4)]);
     for named in advantage::ADVANTAGES {
-        assert_eq!((named.what)(&with(&[0.95; 8])), vec![0.0; 8], "{}", named.name);
+        assert_eq!(
+            (named.what)(&with(&[0.95; 8])),
+            vec![0.0; 8],
+            "{}",
+            named.name
+        );
     }
 }
 
@@ -341,15 +426,26 @@ fn reinforce_plus_plus_is_white_over_tokens() {
     });
     let count = tokens.iter().sum::<usize>() as f64;
     let mean = |f: fn(f64) -> f64| {
-        a.iter().zip(tokens).map(|(a, t)| f(*a) * t as f64).sum::<f64>() / count
+        a.iter()
+            .zip(tokens)
+            .map(|(a, t)| f(*a) * t as f64)
+            .sum::<f64>()
+            / count
     };
-    assert_close("mean and variance", &[mean(|a| a), mean(|a| a * a)], &[0.0, 1.0]);
+    assert_close(
+        "mean and variance",
+        &[mean(|a| a), mean(|a| a * a)],
+        &[0.0, 1.0],
+    );
 }
 
 #[test]
 fn overlong_penalty_ramps_over_the_buffer() {
     let penalty = |len| advantage::overlong_penalty(len, 100, 20, 2.0);
-    assert_eq!([penalty(10), penalty(80), penalty(90), penalty(100)], [0.0, 0.0, -1.0, -2.0]);
+    assert_eq!(
+        [penalty(10), penalty(80), penalty(90), penalty(100)],
+        [0.0, 0.0, -1.0, -2.0]
+    );
 }
 
 #[derive(Deserialize)]
@@ -365,7 +461,11 @@ fn sft_equals_cross_entropy() {
     let fixture: SftFixture = recorded("sft.json");
     let logits = leaf(&fixture.logits.concat());
     let shape = [fixture.targets.len() as i64, fixture.logits[0].len() as i64];
-    let kept = fixture.targets.iter().enumerate().filter(|(_, target)| **target >= 0);
+    let kept = fixture
+        .targets
+        .iter()
+        .enumerate()
+        .filter(|(_, target)| **target >= 0);
     let (rows, targets): (Vec<i64>, Vec<i64>) = kept.map(|(i, target)| (i as i64, *target)).unzip();
     let logp = logits
         .reshape(shape)
@@ -382,5 +482,8 @@ fn sft_equals_cross_entropy() {
 #[test]
 fn an_unknown_variant_lists_the_known_ones() {
     let error = find(dpo::LOSSES, "sigmod").err().unwrap().to_string();
-    assert!(error.contains("'sigmod'") && error.contains("sigmoid, hinge"), "{error}");
+    assert!(
+        error.contains("'sigmod'") && error.contains("sigmoid, hinge"),
+        "{error}"
+    );
 }

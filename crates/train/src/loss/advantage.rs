@@ -24,12 +24,30 @@ pub type Advantage = fn(&Rewards) -> Vec<f64>;
 
 /// Every way to form advantages, by the name a recipe uses.
 pub static ADVANTAGES: &[Named<Advantage>] = &[
-    Named { name: "grpo", what: group_normalised },
-    Named { name: "batch", what: batch_scaled },
-    Named { name: "dr_grpo", what: centred },
-    Named { name: "rloo", what: leave_one_out },
-    Named { name: "reinforce_plus_plus", what: reinforce_plus_plus },
-    Named { name: "gdpo", what: gdpo },
+    Named {
+        name: "grpo",
+        what: group_normalised,
+    },
+    Named {
+        name: "batch",
+        what: batch_scaled,
+    },
+    Named {
+        name: "dr_grpo",
+        what: centred,
+    },
+    Named {
+        name: "rloo",
+        what: leave_one_out,
+    },
+    Named {
+        name: "reinforce_plus_plus",
+        what: reinforce_plus_plus,
+    },
+    Named {
+        name: "gdpo",
+        what: gdpo,
+    },
 ];
 
 /// Keeps the quotient finite when all rewards of a group are equal.
@@ -46,7 +64,10 @@ pub fn group_normalised(rewards: &Rewards) -> Vec<f64> {
 /// `R - group mean`, divided by the std of the whole batch.
 pub fn batch_scaled(rewards: &Rewards) -> Vec<f64> {
     let (_, std) = mean_std(rewards.total);
-    centred(rewards).into_iter().map(|a| a / (std + EPSILON)).collect()
+    centred(rewards)
+        .into_iter()
+        .map(|a| a / (std + EPSILON))
+        .collect()
 }
 
 /// `R - group mean`, not divided (Dr. GRPO).
@@ -62,7 +83,10 @@ pub fn leave_one_out(rewards: &Rewards) -> Vec<f64> {
     per_group(rewards, |group| {
         let others = (group.len() as f64 - 1.0).max(1.0);
         // mean of differences, not difference of sums: exact when the others are equal
-        group.iter().map(|r| group.iter().map(|other| r - other).sum::<f64>() / others).collect()
+        group
+            .iter()
+            .map(|r| group.iter().map(|other| r - other).sum::<f64>() / others)
+            .collect()
     })
 }
 
@@ -71,11 +95,19 @@ pub fn reinforce_plus_plus(rewards: &Rewards) -> Vec<f64> {
     let centred = centred(rewards);
     let count = rewards.tokens.iter().sum::<usize>().max(1) as f64;
     let over_tokens = |value: &dyn Fn(f64) -> f64| {
-        centred.iter().zip(rewards.tokens).map(|(a, n)| value(*a) * *n as f64).sum::<f64>() / count
+        centred
+            .iter()
+            .zip(rewards.tokens)
+            .map(|(a, n)| value(*a) * *n as f64)
+            .sum::<f64>()
+            / count
     };
     let mean = over_tokens(&|a| a);
     let variance = over_tokens(&|a| (a - mean) * (a - mean));
-    centred.iter().map(|a| (a - mean) / variance.max(1e-8).sqrt()).collect()
+    centred
+        .iter()
+        .map(|a| (a - mean) / variance.max(1e-8).sqrt())
+        .collect()
 }
 
 /// Each component normalised in its group, weighted and summed, then whitened over the batch
@@ -84,8 +116,13 @@ pub fn gdpo(rewards: &Rewards) -> Vec<f64> {
     let mut sum = vec![0.0; rewards.total.len()];
     for (part, weight) in rewards.weights.iter().enumerate() {
         let values: Vec<f64> = rewards.components.iter().map(|c| c[part]).collect();
-        let normal = group_normalised(&Rewards { total: &values, ..*rewards });
-        sum.iter_mut().zip(normal).for_each(|(s, a)| *s += weight * a);
+        let normal = group_normalised(&Rewards {
+            total: &values,
+            ..*rewards
+        });
+        sum.iter_mut()
+            .zip(normal)
+            .for_each(|(s, a)| *s += weight * a);
     }
     let (mean, std) = mean_std(&sum);
     sum.iter().map(|s| (s - mean) / (std + EPSILON)).collect()

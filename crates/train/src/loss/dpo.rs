@@ -51,7 +51,10 @@ impl Pairs {
     }
 
     fn averages(&self) -> (Tensor, Tensor) {
-        (&self.chosen / &self.chosen_len, &self.rejected / &self.rejected_len)
+        (
+            &self.chosen / &self.chosen_len,
+            &self.rejected / &self.rejected_len,
+        )
     }
 }
 
@@ -89,14 +92,26 @@ const fn with_reference(
     name: &'static str,
     per_pair: fn(&Pairs, &Params) -> Tensor,
 ) -> Named<Loss> {
-    Named { name, what: Loss { per_pair, reference: true } }
+    Named {
+        name,
+        what: Loss {
+            per_pair,
+            reference: true,
+        },
+    }
 }
 
 const fn without_reference(
     name: &'static str,
     per_pair: fn(&Pairs, &Params) -> Tensor,
 ) -> Named<Loss> {
-    Named { name, what: Loss { per_pair, reference: false } }
+    Named {
+        name,
+        what: Loss {
+            per_pair,
+            reference: false,
+        },
+    }
 }
 
 /// `-logsigmoid(beta d)` (Rafailov et al. 2023).

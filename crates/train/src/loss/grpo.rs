@@ -54,33 +54,78 @@ pub type Correction = fn(&Batch, &Params) -> Tensor;
 
 /// The policy terms, by the name a recipe gives as `ratio`.
 pub static TERMS: &[Named<Term>] = &[
-    Named { name: "clip", what: clip },
-    Named { name: "dual_clip", what: dual_clip },
-    Named { name: "cispo", what: cispo },
-    Named { name: "gspo", what: gspo },
-    Named { name: "reinforce", what: reinforce },
+    Named {
+        name: "clip",
+        what: clip,
+    },
+    Named {
+        name: "dual_clip",
+        what: dual_clip,
+    },
+    Named {
+        name: "cispo",
+        what: cispo,
+    },
+    Named {
+        name: "gspo",
+        what: gspo,
+    },
+    Named {
+        name: "reinforce",
+        what: reinforce,
+    },
 ];
 
 /// The KL estimates that are added to the loss (`k1` belongs in the reward: [`k1_in_reward`]).
 pub static KLS: &[Named<Kl>] = &[
-    Named { name: "k2", what: k2 },
-    Named { name: "k3", what: k3 },
-    Named { name: "k3_unbiased", what: k3_unbiased },
+    Named {
+        name: "k2",
+        what: k2,
+    },
+    Named {
+        name: "k3",
+        what: k3,
+    },
+    Named {
+        name: "k3_unbiased",
+        what: k3_unbiased,
+    },
 ];
 
 /// The reductions.
 pub static REDUCTIONS: &[Named<Reduction>] = &[
-    Named { name: "grpo", what: mean_of_means },
-    Named { name: "dapo", what: token_mean },
-    Named { name: "dr_grpo", what: constant },
+    Named {
+        name: "grpo",
+        what: mean_of_means,
+    },
+    Named {
+        name: "dapo",
+        what: token_mean,
+    },
+    Named {
+        name: "dr_grpo",
+        what: constant,
+    },
 ];
 
 /// The corrections for a sampler whose probabilities are not the trainer's.
 pub static CORRECTIONS: &[Named<Correction>] = &[
-    Named { name: "none", what: uncorrected },
-    Named { name: "tis", what: tis },
-    Named { name: "icepop", what: icepop },
-    Named { name: "sequence", what: sequence_mask },
+    Named {
+        name: "none",
+        what: uncorrected,
+    },
+    Named {
+        name: "tis",
+        what: tis,
+    },
+    Named {
+        name: "icepop",
+        what: icepop,
+    },
+    Named {
+        name: "sequence",
+        what: sequence_mask,
+    },
 ];
 
 /// What a recipe chose.
@@ -96,12 +141,36 @@ pub struct Objective {
 /// The local part of the loss, a scalar. A batch without a reference must not ask for a KL: its
 /// KL term is taken as 0.
 pub fn loss(objective: &Objective, batch: &Batch, counts: &Counts) -> Tensor {
-    let mut per_token =
-        (objective.term)(batch, &objective.params) * (objective.correction)(batch, &objective.params);
+    let mut per_token = (objective.term)(batch, &objective.params)
+        * (objective.correction)(batch, &objective.params);
     if let (Some((kl, beta)), Some(reference)) = (objective.kl, batch.reference) {
         per_token = per_token + kl(batch.lp, batch.old, reference) * beta;
     }
     (per_token * (objective.reduction)(batch, counts)).sum(batch.lp.kind())
+}
+
+/// What each token's log-probability is multiplied with in the gradient of the loss, `[N]` f64,
+/// while the policy is still the one that sampled (`r = 1`): the policy terms' gradients depend on
+/// `lp - old` alone. Known before any forward, unless a KL or a correction, which read `lp`, is
+/// part of the objective.
+pub fn coefficients(
+    objective: &Objective,
+    advantage: &Tensor,
+    rows: &Rows,
+    counts: &Counts,
+) -> Tensor {
+    let zeros = advantage.to_kind(Kind::Double).zeros_like();
+    let lp = zeros.copy().set_requires_grad(true);
+    let batch = Batch {
+        lp: &lp,
+        old: &zeros,
+        generated: &zeros,
+        reference: None,
+        advantage: &advantage.to_kind(Kind::Double),
+        sequences: rows,
+    };
+    let loss = tch::with_grad(|| loss(objective, &batch, counts));
+    Tensor::run_backward(&[loss], &[&lp], false, false).swap_remove(0)
 }
 
 // Policy terms.
@@ -164,7 +233,11 @@ pub fn k3_unbiased(lp: &Tensor, old: &Tensor, reference: &Tensor) -> Tensor {
 
 /// What a completion loses from its reward for its divergence, `beta * sum(lp - ref)`.
 pub fn k1_in_reward(lp: &[f32], reference: &[f32], beta: f64) -> f64 {
-    beta * lp.iter().zip(reference).map(|(a, b)| f64::from(*a) - f64::from(*b)).sum::<f64>()
+    beta * lp
+        .iter()
+        .zip(reference)
+        .map(|(a, b)| f64::from(*a) - f64::from(*b))
+        .sum::<f64>()
 }
 
 // Reductions.
@@ -172,12 +245,17 @@ pub fn k1_in_reward(lp: &[f32], reference: &[f32], beta: f64) -> f64 {
 /// Mean over sequences of the per-sequence token means.
 pub fn mean_of_means(batch: &Batch, counts: &Counts) -> Tensor {
     let lengths = batch.sequences.lengths(batch.lp).clamp_min(1);
-    batch.sequences.spread(&(lengths * counts.sequences.max(1) as f64).reciprocal())
+    batch
+        .sequences
+        .spread(&(lengths * counts.sequences.max(1) as f64).reciprocal())
 }
 
 /// Mean over all tokens (DAPO).
 pub fn token_mean(batch: &Batch, counts: &Counts) -> Tensor {
-    batch.lp.detach().full_like(1.0 / counts.tokens.max(1) as f64)
+    batch
+        .lp
+        .detach()
+        .full_like(1.0 / counts.tokens.max(1) as f64)
 }
 
 /// Sum over `sequences * max_tokens`, a constant (Dr. GRPO).
@@ -205,21 +283,32 @@ pub fn tis(batch: &Batch, params: &Params) -> Tensor {
 /// `w` where it lies within its bounds, else 0 (IcePop).
 pub fn icepop(batch: &Batch, params: &Params) -> Tensor {
     let w = sampler_ratio(batch);
-    let inside = w.ge(params.correction_low).logical_and(&w.le(params.correction_high));
+    let inside = w
+        .ge(params.correction_low)
+        .logical_and(&w.le(params.correction_high));
     &w * inside.to_kind(w.kind())
 }
 
 /// 0 for every token of a sequence whose geometric mean of `w` is out of bounds, else 1.
 pub fn sequence_mask(batch: &Batch, params: &Params) -> Tensor {
-    let w = batch.sequences.mean(&(batch.old - batch.generated).detach()).exp();
-    let inside = w.ge(params.correction_low).logical_and(&w.le(params.correction_high));
+    let w = batch
+        .sequences
+        .mean(&(batch.old - batch.generated).detach())
+        .exp();
+    let inside = w
+        .ge(params.correction_low)
+        .logical_and(&w.le(params.correction_high));
     batch.sequences.spread(&inside.to_kind(batch.lp.kind()))
 }
 
 /// Share of the tokens whose ratio the clip holds back, as a local sum (a metric).
 pub fn clipped_tokens(batch: &Batch, params: &Params) -> f64 {
     let r = (batch.lp - batch.old).detach().exp();
-    let low = r.lt(1.0 - params.clip_low).logical_and(&batch.advantage.lt(0.0));
-    let high = r.gt(1.0 + params.clip_high).logical_and(&batch.advantage.gt(0.0));
+    let low = r
+        .lt(1.0 - params.clip_low)
+        .logical_and(&batch.advantage.lt(0.0));
+    let high = r
+        .gt(1.0 + params.clip_high)
+        .logical_and(&batch.advantage.gt(0.0));
     low.logical_or(&high).sum(Kind::Double).double_value(&[])
 }

@@ -21,12 +21,18 @@ pub struct Named<T: 'static> {
 
 /// The entry called `name`; `Err` lists the names there are.
 pub fn find<T>(table: &'static [Named<T>], name: &str) -> Result<&'static T, UnknownName> {
-    table.iter().find(|entry| entry.name == name).map(|entry| &entry.what).ok_or_else(|| {
-        UnknownName {
+    table
+        .iter()
+        .find(|entry| entry.name == name)
+        .map(|entry| &entry.what)
+        .ok_or_else(|| UnknownName {
             name: name.to_string(),
-            known: table.iter().map(|entry| entry.name).collect::<Vec<_>>().join(", "),
-        }
-    })
+            known: table
+                .iter()
+                .map(|entry| entry.name)
+                .collect::<Vec<_>>()
+                .join(", "),
+        })
 }
 
 /// A name that no table entry has.

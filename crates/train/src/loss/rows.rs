@@ -69,9 +69,13 @@ impl Rows {
         if self.width == 0 {
             return Tensor::zeros([self.sequences], (x.kind(), x.device()));
         }
-        let padded = x.index_select(0, &self.index).reshape([self.sequences, self.width]);
+        let padded = x
+            .index_select(0, &self.index)
+            .reshape([self.sequences, self.width]);
         let zero = Tensor::zeros([], (x.kind(), x.device()));
-        padded.where_self(&self.present, &zero).sum_dim_intlist([1i64].as_slice(), false, x.kind())
+        padded
+            .where_self(&self.present, &zero)
+            .sum_dim_intlist([1i64].as_slice(), false, x.kind())
     }
 
     /// `[N] -> [S]`: the mean over each sequence (0 for an empty one).

@@ -52,7 +52,9 @@ pub fn weights(model: &ModelConfig, kind: Kind) -> Weights {
     tch::no_grad(|| {
         for (name, tensor) in weights.iter().filter(|(_, t)| t.dim() == 1) {
             let n = tensor.numel();
-            let wave: Vec<f64> = (0..n).map(|i| (i as f64 * 0.7 + name.len() as f64).sin()).collect();
+            let wave: Vec<f64> = (0..n)
+                .map(|i| (i as f64 * 0.7 + name.len() as f64).sin())
+                .collect();
             let wave = Tensor::from_slice(&wave).to_kind(kind);
             let mut tensor = tensor.shallow_clone();
             let _ = tensor.g_add_(&(wave * 0.1));
@@ -72,9 +74,19 @@ pub fn policy_of(
 ) -> Policy {
     // such small operators only wait for a second thread
     torch::threads::set(1);
-    let kind = if config.kind == Kind::Double { Kind::Double } else { Kind::Float };
-    Policy::new(model.clone(), weights(model, kind), PathBuf::new(), config, collective)
-        .expect("a good policy")
+    let kind = if config.kind == Kind::Double {
+        Kind::Double
+    } else {
+        Kind::Float
+    };
+    Policy::new(
+        model.clone(),
+        weights(model, kind),
+        PathBuf::new(),
+        config,
+        collective,
+    )
+    .expect("a good policy")
 }
 
 /// A reproducible stream of small numbers.
@@ -82,7 +94,10 @@ pub struct Stream(pub u64);
 
 impl Stream {
     pub fn below(&mut self, n: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
         (self.0 >> 33) % n
     }
 
@@ -109,7 +124,9 @@ pub const ALGORITHMS: [Algorithm; 3] = [Algorithm::Sft, Algorithm::Dpo, Algorith
 /// Units of uneven lengths as this algorithm has them.
 pub fn units(algorithm: Algorithm, count: usize, seed: u64) -> Vec<Unit> {
     let mut stream = Stream(seed);
-    (0..count).map(|i| unit(algorithm, i, &mut stream)).collect()
+    (0..count)
+        .map(|i| unit(algorithm, i, &mut stream))
+        .collect()
 }
 
 fn unit(algorithm: Algorithm, index: usize, stream: &mut Stream) -> Unit {
@@ -119,10 +136,19 @@ fn unit(algorithm: Algorithm, index: usize, stream: &mut Stream) -> Unit {
             let tokens = stream.tokens(n);
             // gaps in the mask, and tokens after the last masked one
             let mask = (0..n).map(|i| i > 0 && i + 1 < n.max(3) && (i + index as u64) % 3 != 0);
-            Unit { prefix: vec![], branches: vec![Branch { tokens, mask: mask.collect() }] }
+            Unit {
+                prefix: vec![],
+                branches: vec![Branch {
+                    tokens,
+                    mask: mask.collect(),
+                }],
+            }
         }
         Algorithm::Dpo | Algorithm::Grpo => {
-            let (n, branches) = (1 + stream.below(12), if algorithm == Algorithm::Dpo { 2 } else { 4 });
+            let (n, branches) = (
+                1 + stream.below(12),
+                if algorithm == Algorithm::Dpo { 2 } else { 4 },
+            );
             let prefix = stream.tokens(n);
             let branches = (0..branches).map(|b| {
                 let n = 1 + stream.below(9);
@@ -132,7 +158,10 @@ fn unit(algorithm: Algorithm, index: usize, stream: &mut Stream) -> Unit {
                     let from = (index % 3).min(mask.len());
                     mask[from..].fill(false);
                 }
-                Branch { tokens: stream.tokens(n), mask }
+                Branch {
+                    tokens: stream.tokens(n),
+                    mask,
+                }
             });
             let branches = branches.collect();
             Unit { prefix, branches }
@@ -173,20 +202,34 @@ pub fn loss(algorithm: Algorithm, units: &[Unit]) -> Loss {
         }),
         Algorithm::Dpo => Box::new(move |t| {
             let reference = per_token(t, |u, b, i| -4.0 + recorded(1, u, b, i));
-            let spans: Vec<_> =
-                t.units.iter().map(|u| (u.branches[0].clone(), u.branches[1].clone())).collect();
+            let spans: Vec<_> = t
+                .units
+                .iter()
+                .map(|u| (u.branches[0].clone(), u.branches[1].clone()))
+                .collect();
             let p = Pairs::new(&t.logp, Some(&reference), &spans, Device::Cpu);
-            let params = dpo::Params { beta: 0.3, label_smoothing: 0.0, gamma: 0.0 };
+            let params = dpo::Params {
+                beta: 0.3,
+                label_smoothing: 0.0,
+                gamma: 0.0,
+            };
             let each = dpo::sigmoid(&p, &params);
             let loss = each.sum(each.kind()) / pairs as f64;
-            Ok(LossOut { loss, metrics: vec![("pairs", spans.len() as f64)] })
+            Ok(LossOut {
+                loss,
+                metrics: vec![("pairs", spans.len() as f64)],
+            })
         }),
         Algorithm::Grpo => Box::new(move |t| {
             let old = per_token(t, |u, b, i| -4.1 + 0.4 * recorded(2, u, b, i));
             let generated = old.shallow_clone();
             let reference = per_token(t, |u, b, i| -4.2 + 0.4 * recorded(3, u, b, i));
-            let advantage = per_token(t, |u, b, _| 2.0 * recorded(4, u, b, 0) - 1.0);
-            let spans: Vec<_> = t.units.iter().flat_map(|u| u.branches.iter().cloned()).collect();
+            let advantage = per_token(t, |u, b, _| 2.0 * recorded(4, u, b, 0) - 0.5);
+            let spans: Vec<_> = t
+                .units
+                .iter()
+                .flat_map(|u| u.branches.iter().cloned())
+                .collect();
             let rows = Rows::new(&spans, Device::Cpu);
             let batch = Batch {
                 lp: &t.logp,
@@ -209,9 +252,16 @@ pub fn loss(algorithm: Algorithm, units: &[Unit]) -> Loss {
                     correction_high: 2.0,
                 },
             };
-            let counts = Counts { tokens, sequences, max_tokens: 16 };
+            let counts = Counts {
+                tokens,
+                sequences,
+                max_tokens: 16,
+            };
             let loss = grpo::loss(&objective, &batch, &counts);
-            Ok(LossOut { loss, metrics: vec![("sequences", spans.len() as f64)] })
+            Ok(LossOut {
+                loss,
+                metrics: vec![("sequences", spans.len() as f64)],
+            })
         }),
     }
 }

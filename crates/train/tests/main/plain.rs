@@ -15,7 +15,8 @@ impl Attend for Naive {
     fn attend(&self, _: usize, q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttendSpec) -> Tensor {
         let (n, groups) = (q.size()[0], q.size()[1] / k.size()[1]);
         let heads = |x: &Tensor, repeat: i64| {
-            x.transpose(0, 1).repeat_interleave_self_int(repeat, 0, None)
+            x.transpose(0, 1)
+                .repeat_interleave_self_int(repeat, 0, None)
         };
         let scores = heads(q, 1).matmul(&heads(k, groups).transpose(1, 2)) * spec.scale;
         let ones = Tensor::ones([n, n], (Kind::Bool, q.device()));
@@ -23,7 +24,9 @@ impl Attend for Naive {
         if let Some(window) = spec.window {
             hidden = hidden.logical_or(&ones.tril(-(window as i64)));
         }
-        let weights = scores.masked_fill(&hidden, f64::NEG_INFINITY).softmax(-1, q.kind());
+        let weights = scores
+            .masked_fill(&hidden, f64::NEG_INFINITY)
+            .softmax(-1, q.kind());
         weights.matmul(&heads(v, groups)).transpose(0, 1)
     }
 }
@@ -59,8 +62,12 @@ pub fn gradients(
     for (unit, u) in units.iter().enumerate() {
         let mut branches = Vec::new();
         for branch in &u.branches {
-            let ids: Vec<i64> =
-                u.prefix.iter().chain(&branch.tokens).map(|&t| i64::from(t)).collect();
+            let ids: Vec<i64> = u
+                .prefix
+                .iter()
+                .chain(&branch.tokens)
+                .map(|&t| i64::from(t))
+                .collect();
             let positions = Tensor::arange(ids.len() as i64, (Kind::Int64, Device::Cpu));
             let context = Context::new(&decoder, &positions, kind, &Naive, &kernels::Fused);
             let hidden = decoder.forward(&live, &Tensor::from_slice(&ids), &context);
@@ -80,16 +87,24 @@ pub fn gradients(
         }
         spans.push(UnitSpan { unit, branches });
     }
-    let tokens =
-        Tokens { logp: Tensor::cat(&logp, 0), entropy: Tensor::cat(&entropy, 0), units: &spans };
+    let tokens = Tokens {
+        logp: Tensor::cat(&logp, 0),
+        entropy: Tensor::cat(&entropy, 0),
+        units: &spans,
+    };
     let logp = Vec::try_from(tokens.logp.to_kind(Kind::Double)).expect("numbers");
     let loss = loss(&tokens).expect("a loss").loss;
     let inputs: Vec<&Tensor> = inputs.iter().collect();
-    let grads = torch::autograd::vjp(&[&loss], &[&loss.ones_like()], &inputs, false).expect("a graph");
+    let grads =
+        torch::autograd::vjp(&[&loss], &[&loss.ones_like()], &inputs, false).expect("a graph");
     let grads = names
         .into_iter()
         .zip(grads)
         .map(|(name, grad)| (name, grad.expect("every parameter is used")))
         .collect();
-    Plain { loss: loss.double_value(&[]), grads, logp }
+    Plain {
+        loss: loss.double_value(&[]),
+        grads,
+        logp,
+    }
 }

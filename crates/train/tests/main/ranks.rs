@@ -29,11 +29,21 @@ struct Seen {
 }
 
 fn config(kind: Kind) -> PolicyConfig {
-    PolicyConfig { kind, microbatch_tokens: 60, ..PolicyConfig::default() }
+    PolicyConfig {
+        kind,
+        microbatch_tokens: 60,
+        ..PolicyConfig::default()
+    }
 }
 
 fn sgd() -> Optimizer {
-    Optimizer::new(OptimizerConfig::Sgd { momentum: 0.0, weight_decay: 0.0 }, None)
+    Optimizer::new(
+        OptimizerConfig::Sgd {
+            momentum: 0.0,
+            weight_decay: 0.0,
+        },
+        None,
+    )
 }
 
 fn flat(t: &Tensor) -> Vec<f64> {
@@ -50,7 +60,11 @@ fn train(algorithm: Algorithm, kind: Kind, batch: usize, collective: Rc<dyn Coll
         let units = cases::units(algorithm, batch, 50 + step % 4);
         let loss = cases::loss(algorithm, &units);
         let got = policy.accumulate(&units, &loss).expect("a step");
-        let grads = policy.grads().iter().map(|(name, t)| (name.to_owned(), flat(t))).collect();
+        let grads = policy
+            .grads()
+            .iter()
+            .map(|(name, t)| (name.to_owned(), flat(t)))
+            .collect();
         let stats = policy.apply(&mut optimizer, 0.05).expect("finite");
         losses.push(got.loss);
         seen.get_or_insert((stats.grad_norm, grads, got.metrics.0));
@@ -63,7 +77,11 @@ fn train(algorithm: Algorithm, kind: Kind, batch: usize, collective: Rc<dyn Coll
         metrics,
         losses,
         logprobs: policy.logprobs(&units).expect("log-probabilities"),
-        weights: policy.masters().iter().map(|(name, t)| (name.to_owned(), flat(t))).collect(),
+        weights: policy
+            .masters()
+            .iter()
+            .map(|(name, t)| (name.to_owned(), flat(t)))
+            .collect(),
     }
 }
 
@@ -74,7 +92,10 @@ fn nan_on_one(collective: Rc<dyn Collective>) -> (bool, u64) {
     let loss = |t: &Tokens| -> Result<LossOut, Error> {
         let bad = t.units.iter().any(|u| u.unit == 0);
         let scale = if bad { f64::NAN } else { 1.0 };
-        Ok(LossOut { loss: t.logp.sum(t.logp.kind()) * scale, metrics: vec![] })
+        Ok(LossOut {
+            loss: t.logp.sum(t.logp.kind()) * scale,
+            metrics: vec![],
+        })
     };
     policy.accumulate(&units, &loss).expect("a step");
     let stats = policy.apply(&mut sgd(), 0.1).expect("skipped");
@@ -84,7 +105,11 @@ fn nan_on_one(collective: Rc<dyn Collective>) -> (bool, u64) {
 fn cases_of() -> Vec<(Algorithm, Kind, usize)> {
     let mut out = Vec::new();
     for algorithm in ALGORITHMS {
-        out.extend([(algorithm, Kind::Float, 7), (algorithm, Kind::Double, 5), (algorithm, Kind::Float, 1)]);
+        out.extend([
+            (algorithm, Kind::Float, 7),
+            (algorithm, Kind::Double, 5),
+            (algorithm, Kind::Float, 1),
+        ]);
     }
     out
 }
@@ -97,7 +122,8 @@ fn rank() {
     let (rank, size) = (number("RANK").into(), number("WORLD_SIZE").into());
     torch::threads::set(1);
     let deadline = Duration::from_secs(60);
-    let gloo = Gloo::join(rank, size, "127.0.0.1", number("MASTER_PORT"), deadline).expect("joined");
+    let gloo =
+        Gloo::join(rank, size, "127.0.0.1", number("MASTER_PORT"), deadline).expect("joined");
     let gloo: Rc<dyn Collective> = Rc::new(gloo);
     let seen: Vec<Seen> = cases_of()
         .into_iter()
@@ -129,7 +155,9 @@ fn free_port() -> u16 {
 fn two_ranks_give_one_ranks_gradients_norm_and_loss_curve() {
     let dir = tempfile::tempdir().expect("a directory");
     let port = free_port();
-    let ranks: Vec<Child> = (0..2).map(|rank| start(dir.path(), rank, 2, port)).collect();
+    let ranks: Vec<Child> = (0..2)
+        .map(|rank| start(dir.path(), rank, 2, port))
+        .collect();
     let solo: Vec<Seen> = cases_of()
         .into_iter()
         .map(|(algorithm, kind, batch)| train(algorithm, kind, batch, Rc::new(Solo)))
@@ -145,25 +173,49 @@ fn two_ranks_give_one_ranks_gradients_norm_and_loss_curve() {
     assert_eq!((zero.1, one.1), ((true, 1), (true, 1)));
     for (i, case) in cases_of().into_iter().enumerate() {
         let (a, b, want) = (&zero.0[i], &one.0[i], &solo[i]);
-        assert_eq!(a.grad_norm.to_bits(), b.grad_norm.to_bits(), "{case:?}: ranks disagree");
+        assert_eq!(
+            a.grad_norm.to_bits(),
+            b.grad_norm.to_bits(),
+            "{case:?}: ranks disagree"
+        );
         assert!(a.weights == b.weights && a.losses == b.losses && a.logprobs == b.logprobs);
         assert_eq!(a.metrics, want.metrics, "{case:?}");
         let tolerance = if case.1 == Kind::Double { 1e-10 } else { 1e-6 };
         let off = (a.grad_norm - want.grad_norm).abs() / want.grad_norm;
-        assert!(off <= tolerance, "{case:?}: gradient norm is off by {off:e}");
+        assert!(
+            off <= tolerance,
+            "{case:?}: gradient norm is off by {off:e}"
+        );
         for (name, grad) in &a.grads {
-            let (grad, want) = (Tensor::from_slice(grad), Tensor::from_slice(&want.grads[name]));
+            let (grad, want) = (
+                Tensor::from_slice(grad),
+                Tensor::from_slice(&want.grads[name]),
+            );
             let off = cases::ratio(&grad, &want);
-            assert!(off <= tolerance, "{case:?}: gradient of {name} is off by {off:e}");
+            assert!(
+                off <= tolerance,
+                "{case:?}: gradient of {name} is off by {off:e}"
+            );
         }
         assert_eq!(a.losses.len(), STEPS as usize);
         let (first, last) = (want.losses[0], want.losses[STEPS as usize - 4]);
-        assert!((first - last).abs() > 1e-3, "{case:?}: the curve must move: {:?}", want.losses);
+        assert!(
+            (first - last).abs() > 1e-3,
+            "{case:?}: the curve must move: {:?}",
+            want.losses
+        );
         for (got, want) in a.losses.iter().zip(&want.losses) {
-            assert!((got - want).abs() <= 1e-5 * want.abs().max(1.0), "{case:?}: {got} {want}");
+            assert!(
+                (got - want).abs() <= 1e-5 * want.abs().max(1.0),
+                "{case:?}: {got} {want}"
+            );
         }
-        for (got, want) in
-            a.logprobs.iter().flatten().flatten().zip(want.logprobs.iter().flatten().flatten())
+        for (got, want) in a
+            .logprobs
+            .iter()
+            .flatten()
+            .flatten()
+            .zip(want.logprobs.iter().flatten().flatten())
         {
             assert!((got - want).abs() < 1e-4, "{case:?}: {got} {want}");
         }
@@ -175,6 +227,9 @@ fn a_rank_that_is_alone_says_who_what_and_where_at_the_deadline() {
     let started = std::time::Instant::now();
     let joined = Gloo::join(0, 2, "127.0.0.1", free_port(), Duration::from_secs(1));
     let error = joined.err().expect("nobody else comes").to_string();
-    assert!(error.starts_with("rank 0 of 2: join failed in phase 'start': "), "{error}");
+    assert!(
+        error.starts_with("rank 0 of 2: join failed in phase 'start': "),
+        "{error}"
+    );
     assert!(started.elapsed() < Duration::from_secs(20));
 }
