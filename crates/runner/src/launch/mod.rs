@@ -11,8 +11,11 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::guard::{Exit, Guard};
 
+/// Makes a launcher that starts its processes through the guard.
+type New = fn(Arc<Guard>) -> Box<dyn Launcher>;
+
 /// Name and constructor of every launcher.
-pub const LAUNCHERS: &[(&str, fn(Arc<Guard>) -> Box<dyn Launcher>)] = &[("local", local::new)];
+pub const LAUNCHERS: &[(&str, New)] = &[("local", local::new)];
 
 /// What to start: the same program once per rank.
 pub struct GangSpec {
