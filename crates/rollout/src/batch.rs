@@ -29,9 +29,12 @@ impl Batch {
         self.tables.extend(table);
         let table = (start, self.tables.len() as u32);
         let from = self.rows.len();
-        self.rows.extend(
-            tokens.iter().enumerate().map(|(i, &token)| Row { token, position: (position + i) as u32, table }),
-        );
+        self.rows
+            .extend(tokens.iter().enumerate().map(|(i, &token)| Row {
+                token,
+                position: (position + i) as u32,
+                table,
+            }));
         self.runs.push(from..self.rows.len());
     }
 

@@ -106,7 +106,10 @@ impl Blocks {
     pub fn publish(&mut self, id: u32, before: Chain, tokens: &[u32; BLOCK]) -> Chain {
         let content = (before, *tokens);
         if let Some(&known) = self.by_content.get(&content) {
-            return self.blocks[known as usize].published.expect("found by its content").1;
+            return self.blocks[known as usize]
+                .published
+                .expect("found by its content")
+                .1;
         }
         self.last_chain += 1;
         self.by_content.insert(content, id);
@@ -131,7 +134,8 @@ impl Blocks {
         for block in &mut self.blocks {
             block.published = None;
         }
-        self.free.extend(std::mem::take(&mut self.idle).into_values());
+        self.free
+            .extend(std::mem::take(&mut self.idle).into_values());
     }
 
     fn unpublish(&mut self, id: u32) {
@@ -155,7 +159,11 @@ mod tests {
         b.release(second);
         b.release(first);
         assert_eq!(b.available(), 3);
-        assert_eq!(b.find(0, &y), None, "y was published after x, not at the start");
+        assert_eq!(
+            b.find(0, &y),
+            None,
+            "y was published after x, not at the start"
+        );
         let (found, c) = b.find(0, &x).unwrap();
         assert_eq!((found, c), (first, chain));
         assert_eq!(b.find(c, &y).unwrap().0, second);

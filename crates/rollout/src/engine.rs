@@ -30,10 +30,21 @@ pub struct Engine<'m> {
 impl<'m> Engine<'m> {
     /// Runs `decoder` on `weights` with this many threads.
     pub fn new(decoder: &'m Decoder, weights: &'m Weights, threads: usize) -> Self {
-        let segments = (0..decoder.segments.len()).map(|s| decoder.segment_params(s, weights)).collect();
+        let segments = (0..decoder.segments.len())
+            .map(|s| decoder.segment_params(s, weights))
+            .collect();
         let head = weights.get(decoder.lm_head_name()).shallow_clone();
-        let angles = decoder.rope(&Tensor::arange(POSITIONS, (Kind::Int64, head.device())), head.kind());
-        Self { decoder, segments, head, rows: RowOps::new(threads), angles }
+        let angles = decoder.rope(
+            &Tensor::arange(POSITIONS, (Kind::Int64, head.device())),
+            head.kind(),
+        );
+        Self {
+            decoder,
+            segments,
+            head,
+            rows: RowOps::new(threads),
+            angles,
+        }
     }
 
     /// Computes the rows of `batch`, leaves their keys and values in `store`, and returns the
@@ -42,8 +53,26 @@ impl<'m> Engine<'m> {
         let longest = batch.rows.iter().map(|r| r.position).max().unwrap_or(0);
         self.extend_angles(i64::from(longest) + 1);
         match store {
-            Store::F32(memory) => self.run(&Rowwise { rows: &self.rows, memory, batch }, &self.rows, batch, ends),
-            Store::Bf16(memory) => self.run(&Rowwise { rows: &self.rows, memory, batch }, &self.rows, batch, ends),
+            Store::F32(memory) => self.run(
+                &Rowwise {
+                    rows: &self.rows,
+                    memory,
+                    batch,
+                },
+                &self.rows,
+                batch,
+                ends,
+            ),
+            Store::Bf16(memory) => self.run(
+                &Rowwise {
+                    rows: &self.rows,
+                    memory,
+                    batch,
+                },
+                &self.rows,
+                batch,
+                ends,
+            ),
             Store::Libtorch(tensors) => {
                 let attend = Gathered::new(tensors, batch, self.head.device());
                 self.run(&attend, &Libtorch, batch, ends)
@@ -78,7 +107,10 @@ impl<'m> Engine<'m> {
             true if logits.kind() == Kind::BFloat16 => self.choose_of::<bf16>(logits, picks),
             true => self.choose_of::<f32>(logits, picks),
             false => {
-                let logits = logits.to_device(tch::Device::Cpu).to_kind(Kind::Float).contiguous();
+                let logits = logits
+                    .to_device(tch::Device::Cpu)
+                    .to_kind(Kind::Float)
+                    .contiguous();
                 self.choose_of::<f32>(&logits, picks)
             }
         }
@@ -92,10 +124,9 @@ impl<'m> Engine<'m> {
         let chosen = Shared(out.as_mut_ptr());
         pool.run(picks.len().div_ceil(each), |piece| {
             let mut scratch = Scratch::default();
-            for i in piece * each..((piece + 1) * each).min(picks.len()) {
-                let (row, pick) = &picks[i];
+            for (i, (row, pick)) in picks.iter().enumerate().skip(piece * each).take(each) {
                 let choice = choose(&logits[row * vocab..(row + 1) * vocab], pick, &mut scratch);
-                // SAFETY: one thread has piece's own picks.
+                // SAFETY: one thread has a piece's own picks.
                 unsafe { *chosen.get().add(i) = choice };
             }
         });
@@ -105,9 +136,13 @@ impl<'m> Engine<'m> {
     fn extend_angles(&mut self, positions: i64) {
         while self.angles.0.size()[0] < positions {
             let from = self.angles.0.size()[0];
-            let next = Tensor::arange_start(from, from + POSITIONS, (Kind::Int64, self.head.device()));
+            let next =
+                Tensor::arange_start(from, from + POSITIONS, (Kind::Int64, self.head.device()));
             let (cos, sin) = self.decoder.rope(&next, self.head.kind());
-            self.angles = (Tensor::cat(&[&self.angles.0, &cos], 0), Tensor::cat(&[&self.angles.1, &sin], 0));
+            self.angles = (
+                Tensor::cat(&[&self.angles.0, &cos], 0),
+                Tensor::cat(&[&self.angles.1, &sin], 0),
+            );
         }
     }
 }
@@ -120,13 +155,30 @@ struct Rowwise<'a, E> {
 }
 
 impl<E: Elem> Attend for Rowwise<'_, E> {
-    fn attend(&self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttendSpec) -> Tensor {
+    fn attend(
+        &self,
+        layer: usize,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        spec: &AttendSpec,
+    ) -> Tensor {
         let (q, k, v) = (q.contiguous(), k.contiguous(), v.contiguous());
         let mut out = q.empty_like();
         let mut pool = self.rows.pool();
-        attention::store(&mut pool, self.memory, layer, self.batch, elements::<E>(&k), elements::<E>(&v));
-        let (scale, result) = (spec.scale as f32, elements_mut::<E>(&mut out));
-        attention::attend(&mut pool, self.memory, layer, self.batch, elements::<E>(&q), result, scale, spec.window);
+        let of = attention::Layer {
+            memory: self.memory,
+            layer,
+            batch: self.batch,
+        };
+        attention::store(&mut pool, &of, elements::<E>(&k), elements::<E>(&v));
+        attention::attend(
+            &mut pool,
+            &of,
+            spec,
+            elements::<E>(&q),
+            elements_mut::<E>(&mut out),
+        );
         out
     }
 }

@@ -153,7 +153,11 @@ impl<'a, 'm> Driver<'a, 'm> {
                 let prompt = self.trajectories[index][0].prompt.clone();
                 let room = self.max_length.saturating_sub(prompt.len());
                 if room == 0 {
-                    return Err(Error::NoRoom { request: episode.id, prompt: prompt.len(), limit: self.max_length });
+                    return Err(Error::NoRoom {
+                        request: episode.id,
+                        prompt: prompt.len(),
+                        limit: self.max_length,
+                    });
                 }
                 self.ask(index, prompt, 0..episode.samples)?;
             }
@@ -167,10 +171,23 @@ impl<'a, 'm> Driver<'a, 'm> {
     }
 
     /// Queues the next completion of these samples.
-    fn ask(&mut self, index: usize, prompt: Vec<u32>, samples: std::ops::Range<usize>) -> Result<(), Error> {
+    fn ask(
+        &mut self,
+        index: usize,
+        prompt: Vec<u32>,
+        samples: std::ops::Range<usize>,
+    ) -> Result<(), Error> {
         let room = self.max_length - prompt.len();
-        let sampling = Sampling { max_tokens: self.sampling.max_tokens.min(room), ..self.sampling.clone() };
-        let request = Request { id: self.episodes[index].id, prompt, samples: samples.len(), sampling };
+        let sampling = Sampling {
+            max_tokens: self.sampling.max_tokens.min(room),
+            ..self.sampling.clone()
+        };
+        let request = Request {
+            id: self.episodes[index].id,
+            prompt,
+            samples: samples.len(),
+            sampling,
+        };
         self.rollout.submit_tagged(request, samples, index)
     }
 
@@ -187,16 +204,24 @@ impl<'a, 'm> Driver<'a, 'm> {
             });
         }
         let completion = text(self.tokenizer, self.sampling, &sample.tokens)?;
-        trajectory.mask.resize(trajectory.mask.len() + sample.tokens.len(), true);
+        trajectory
+            .mask
+            .resize(trajectory.mask.len() + sample.tokens.len(), true);
         trajectory.tokens.extend(&sample.tokens);
         trajectory.logprobs.extend(&sample.logprobs);
         trajectory.finish = sample.finish;
 
-        let step = match episode.environment.step(&episode.task, &trajectory.turns, &completion) {
+        let step = match episode
+            .environment
+            .step(&episode.task, &trajectory.turns, &completion)
+        {
             Ok(step) => step,
             Err(e) => {
                 trajectory.outcome = Outcome::Failed(e.to_string());
-                trajectory.turns.push(Turn { completion, observation: Vec::new() });
+                trajectory.turns.push(Turn {
+                    completion,
+                    observation: Vec::new(),
+                });
                 return Ok(());
             }
         };
@@ -208,7 +233,10 @@ impl<'a, 'm> Driver<'a, 'm> {
                 }
             }
         }
-        trajectory.turns.push(Turn { completion, observation: step.observation.clone() });
+        trajectory.turns.push(Turn {
+            completion,
+            observation: step.observation.clone(),
+        });
         let turns = self.max_turns.min(episode.environment.max_turns());
         if step.done || trajectory.turns.len() >= turns {
             return Ok(());
@@ -225,7 +253,9 @@ impl<'a, 'm> Driver<'a, 'm> {
             trajectory.finish = Finish::Length;
             return Ok(());
         }
-        trajectory.mask.resize(trajectory.mask.len() + observation.len(), false);
+        trajectory
+            .mask
+            .resize(trajectory.mask.len() + observation.len(), false);
         trajectory.tokens.extend(observation);
         let prompt = [trajectory.prompt.as_slice(), &trajectory.tokens].concat();
         self.ask(index, prompt, sample.sample..sample.sample + 1)

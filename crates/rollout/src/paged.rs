@@ -19,9 +19,20 @@ pub struct Tensors {
 impl Tensors {
     /// Zeros for `blocks` blocks.
     pub fn new(shape: Shape, blocks: usize, kind: Kind, device: Device) -> Self {
-        let size = [(blocks * BLOCK) as i64, shape.kv_heads as i64, shape.head_dim as i64];
-        let all = || (0..shape.layers).map(|_| Tensor::zeros(size, (kind, device))).collect();
-        Self { keys: all(), values: all() }
+        let size = [
+            (blocks * BLOCK) as i64,
+            shape.kv_heads as i64,
+            shape.head_dim as i64,
+        ];
+        let all = || {
+            (0..shape.layers)
+                .map(|_| Tensor::zeros(size, (kind, device)))
+                .collect()
+        };
+        Self {
+            keys: all(),
+            values: all(),
+        }
     }
 
     /// Copies a block of every layer.
@@ -61,7 +72,9 @@ impl<'a> Gathered<'a> {
     pub fn new(tensors: &'a Tensors, batch: &Batch, device: Device) -> Self {
         let index = |v: &[i64]| Tensor::from_slice(v).to_device(device);
         let slot = |(block, slot): (usize, usize)| (block * BLOCK + slot) as i64;
-        let slots: Vec<i64> = (0..batch.rows.len()).map(|r| slot(batch.place(r))).collect();
+        let slots: Vec<i64> = (0..batch.rows.len())
+            .map(|r| slot(batch.place(r)))
+            .collect();
         let mut lens: Vec<usize> = batch.runs.iter().map(|r| r.len()).collect();
         lens.sort_unstable();
         lens.dedup();
@@ -69,8 +82,14 @@ impl<'a> Gathered<'a> {
             let runs: Vec<_> = batch.runs.iter().filter(|r| r.len() == len).collect();
             let last = |r: &std::ops::Range<usize>| batch.rows[r.end - 1].position as usize;
             let seen = runs.iter().map(|r| last(r) + 1).max().unwrap_or(0);
-            let rows: Vec<i64> = runs.iter().flat_map(|r| r.start as i64..r.end as i64).collect();
-            let positions: Vec<i64> = rows.iter().map(|&r| i64::from(batch.rows[r as usize].position)).collect();
+            let rows: Vec<i64> = runs
+                .iter()
+                .flat_map(|r| r.start as i64..r.end as i64)
+                .collect();
+            let positions: Vec<i64> = rows
+                .iter()
+                .map(|&r| i64::from(batch.rows[r as usize].position))
+                .collect();
             let slots: Vec<i64> = runs
                 .iter()
                 .flat_map(|r| {
@@ -92,7 +111,12 @@ impl<'a> Gathered<'a> {
                 seen: seen as i64,
             }
         });
-        Self { tensors, slots: index(&slots), peers: peers.collect(), masks: RefCell::default() }
+        Self {
+            tensors,
+            slots: index(&slots),
+            peers: peers.collect(),
+            masks: RefCell::default(),
+        }
     }
 
     fn masks(&self, window: Option<usize>) -> Vec<Tensor> {
@@ -108,13 +132,23 @@ impl<'a> Gathered<'a> {
             });
             masks.push((window, made.collect()));
         }
-        let (_, found) = masks.iter().find(|(w, _)| *w == window).expect("made above");
+        let (_, found) = masks
+            .iter()
+            .find(|(w, _)| *w == window)
+            .expect("made above");
         found.iter().map(Tensor::shallow_clone).collect()
     }
 }
 
 impl Attend for Gathered<'_> {
-    fn attend(&self, layer: usize, q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttendSpec) -> Tensor {
+    fn attend(
+        &self,
+        layer: usize,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        spec: &AttendSpec,
+    ) -> Tensor {
         let (keys, values) = (&self.tensors.keys[layer], &self.tensors.values[layer]);
         let _ = keys.shallow_clone().index_copy_(0, &self.slots, k);
         let _ = values.shallow_clone().index_copy_(0, &self.slots, v);
@@ -122,9 +156,14 @@ impl Attend for Gathered<'_> {
         let mut out = q.empty_like();
         for (p, mask) in self.peers.iter().zip(self.masks(spec.window)) {
             let gather = |t: &Tensor| {
-                t.index_select(0, &p.slots).view([p.count, p.seen, kv_heads, d]).transpose(1, 2)
+                t.index_select(0, &p.slots)
+                    .view([p.count, p.seen, kv_heads, d])
+                    .transpose(1, 2)
             };
-            let queries = q.index_select(0, &p.rows).view([p.count, p.len, heads, d]).transpose(1, 2);
+            let queries = q
+                .index_select(0, &p.rows)
+                .view([p.count, p.len, heads, d])
+                .transpose(1, 2);
             let result = Tensor::scaled_dot_product_attention(
                 &queries,
                 &gather(keys),

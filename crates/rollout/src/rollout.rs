@@ -32,7 +32,14 @@ pub struct RolloutConfig {
 
 impl Default for RolloutConfig {
     fn default() -> Self {
-        Self { max_rows: 1024, max_sequences: 256, cache_tokens: 0, eos: Vec::new(), threads: 0, plain: false }
+        Self {
+            max_rows: 1024,
+            max_sequences: 256,
+            cache_tokens: 0,
+            eos: Vec::new(),
+            threads: 0,
+            plain: false,
+        }
     }
 }
 
@@ -70,7 +77,11 @@ impl<'m> Rollout<'m> {
     ///
     /// # Errors
     /// If the weights cannot be generated from.
-    pub fn new(decoder: &'m Decoder, weights: &'m Weights, config: RolloutConfig) -> Result<Self, Error> {
+    pub fn new(
+        decoder: &'m Decoder,
+        weights: &'m Weights,
+        config: RolloutConfig,
+    ) -> Result<Self, Error> {
         let cache = KvCache::new(&decoder.config, weights, &config)?;
         Self::with_cache(decoder, weights, config, cache)
     }
@@ -87,7 +98,11 @@ impl<'m> Rollout<'m> {
         mut cache: KvCache,
     ) -> Result<Self, Error> {
         cache.serve(&decoder.config, weights, &config)?;
-        let threads = if config.threads == 0 { torch::threads::get() } else { config.threads };
+        let threads = if config.threads == 0 {
+            torch::threads::get()
+        } else {
+            config.threads
+        };
         let engine = tch::no_grad(|| Engine::new(decoder, weights, threads));
         let scheduler = Scheduler::new(config.max_rows, config.max_sequences);
         Ok(Self {
@@ -127,7 +142,11 @@ impl<'m> Rollout<'m> {
 
     /// What was done so far.
     pub fn stats(&self) -> Stats {
-        Stats { reused: self.scheduler.reused, preempted: self.scheduler.preempted, ..self.stats }
+        Stats {
+            reused: self.scheduler.reused,
+            preempted: self.scheduler.preempted,
+            ..self.stats
+        }
     }
 
     /// Queues a request.
@@ -140,10 +159,16 @@ impl<'m> Rollout<'m> {
     }
 
     /// Queues some of a request's samples, known to the submitter by `tag`.
-    pub(crate) fn submit_tagged(&mut self, request: Request, samples: Range<usize>, tag: usize) -> Result<(), Error> {
+    pub(crate) fn submit_tagged(
+        &mut self,
+        request: Request,
+        samples: Range<usize>,
+        tag: usize,
+    ) -> Result<(), Error> {
         self.check(&request)?;
         self.arrivals += 1;
-        self.scheduler.add(Sequence::new(Rc::new(request), samples, self.arrivals, tag));
+        self.scheduler
+            .add(Sequence::new(Rc::new(request), samples, self.arrivals, tag));
         Ok(())
     }
 
@@ -153,7 +178,11 @@ impl<'m> Rollout<'m> {
     /// Weights that changed meanwhile, logits that are not numbers, a tokenizer that fails. What
     /// was pending is dropped then.
     pub fn step(&mut self) -> Result<Vec<Sample>, Error> {
-        Ok(self.step_tagged()?.into_iter().map(|(_, sample)| sample).collect())
+        Ok(self
+            .step_tagged()?
+            .into_iter()
+            .map(|(_, sample)| sample)
+            .collect())
     }
 
     /// [`Rollout::step`] with the tags of the samples.
@@ -256,7 +285,8 @@ impl<'m> Rollout<'m> {
             if self.scheduler.running[at].samples.len() == 1 {
                 append(&mut self.scheduler.running[at])?;
             } else {
-                self.scheduler.fork(at, &mut self.cache.blocks, &mut append)?;
+                self.scheduler
+                    .fork(at, &mut self.cache.blocks, &mut append)?;
             }
         }
         Ok(self.scheduler.take_finished(&mut self.cache.blocks))
@@ -284,7 +314,11 @@ impl<'m> Rollout<'m> {
         }
         let vocab = self.decoder.config.vocab_size;
         if let Some(&token) = request.prompt.iter().find(|&&t| t as usize >= vocab) {
-            return Err(Error::Token { request: id, token, vocab });
+            return Err(Error::Token {
+                request: id,
+                token,
+                vocab,
+            });
         }
         if !request.sampling.stop.is_empty() && self.tokenizer.is_none() {
             return Err(Error::NoTokenizer { request: id });
@@ -293,18 +327,31 @@ impl<'m> Rollout<'m> {
         let len = prompt.saturating_add(request.sampling.max_tokens);
         let limit = self.decoder.config.max_positions;
         if len > limit {
-            return Err(Error::TooLong { request: id, len, prompt, limit });
+            return Err(Error::TooLong {
+                request: id,
+                len,
+                prompt,
+                limit,
+            });
         }
         let limit = self.cache.tokens();
         if len.next_multiple_of(BLOCK) > limit {
-            return Err(Error::CacheTooSmall { request: id, len, limit });
+            return Err(Error::CacheTooSmall {
+                request: id,
+                len,
+                limit,
+            });
         }
         Ok(())
     }
 }
 
 /// Whether the text of a completion holds a stop string that its last token completed.
-fn ends_in_stop(tokenizer: Option<&Tokenizer>, sampling: &Sampling, completion: &[u32]) -> Result<bool, Error> {
+fn ends_in_stop(
+    tokenizer: Option<&Tokenizer>,
+    sampling: &Sampling,
+    completion: &[u32],
+) -> Result<bool, Error> {
     let Some(tokenizer) = tokenizer.filter(|_| !sampling.stop.is_empty()) else {
         return Ok(false);
     };
@@ -312,9 +359,15 @@ fn ends_in_stop(tokenizer: Option<&Tokenizer>, sampling: &Sampling, completion: 
     // character, a space that decoding drops at the beginning)
     let longest = sampling.stop.iter().map(String::len).max().unwrap_or(0) + 8;
     let text = tokenizer
-        .decode(&completion[completion.len().saturating_sub(longest)..], false)
+        .decode(
+            &completion[completion.len().saturating_sub(longest)..],
+            false,
+        )
         .map_err(|e| Error::Tokenizer(e.to_string()))?;
-    Ok(sampling.stop.iter().any(|stop| text.contains(stop.as_str())))
+    Ok(sampling
+        .stop
+        .iter()
+        .any(|stop| text.contains(stop.as_str())))
 }
 
 /// The text of a completion: special tokens left out, cut before the first stop string.
@@ -322,8 +375,15 @@ fn ends_in_stop(tokenizer: Option<&Tokenizer>, sampling: &Sampling, completion: 
 /// # Errors
 /// The tokenizer's.
 pub fn text(tokenizer: &Tokenizer, sampling: &Sampling, tokens: &[u32]) -> Result<String, Error> {
-    let mut text = tokenizer.decode(tokens, true).map_err(|e| Error::Tokenizer(e.to_string()))?;
-    if let Some(at) = sampling.stop.iter().filter_map(|stop| text.find(stop.as_str())).min() {
+    let mut text = tokenizer
+        .decode(tokens, true)
+        .map_err(|e| Error::Tokenizer(e.to_string()))?;
+    if let Some(at) = sampling
+        .stop
+        .iter()
+        .filter_map(|stop| text.find(stop.as_str()))
+        .min()
+    {
         text.truncate(at);
     }
     Ok(text)

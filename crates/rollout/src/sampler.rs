@@ -40,7 +40,11 @@ pub struct Scratch {
 pub fn choose<E: Elem>(logits: &[E], pick: &Pick, scratch: &mut Scratch) -> Option<Choice> {
     let sampling = pick.sampling;
     let greedy = sampling.temperature == 0.0;
-    let by = if greedy { 1.0 } else { (1.0 / sampling.temperature) as f32 };
+    let by = if greedy {
+        1.0
+    } else {
+        (1.0 / sampling.temperature) as f32
+    };
     weigh(logits, by, scratch);
     let total: f64 = scratch.sums.iter().sum();
     if !total.is_finite() || total <= 0.0 {
@@ -60,7 +64,10 @@ pub fn choose<E: Elem>(logits: &[E], pick: &Pick, scratch: &mut Scratch) -> Opti
     // weights are e^(scaled - max), so log(weight) - log(total) without the loss of the exp
     let max = scratch.scaled[most_likely(&scratch.scaled)];
     let logprob = f64::from(scratch.scaled[token] - max) - total.ln();
-    Some(Choice { token: token as u32, logprob: logprob as f32 })
+    Some(Choice {
+        token: token as u32,
+        logprob: logprob as f32,
+    })
 }
 
 multiversion! {
@@ -71,7 +78,12 @@ multiversion! {
 
 #[inline(always)]
 fn weigh_body<E: Elem>(logits: &[E], by: f32, scratch: &mut Scratch) {
-    let Scratch { scaled, weights, sums, .. } = scratch;
+    let Scratch {
+        scaled,
+        weights,
+        sums,
+        ..
+    } = scratch;
     scaled.clear();
     scaled.extend(logits.iter().map(|l| l.to_f32() * by));
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -100,7 +112,9 @@ fn weigh_body<E: Elem>(logits: &[E], by: f32, scratch: &mut Scratch) {
 
 /// The first of the largest.
 fn most_likely(scaled: &[f32]) -> usize {
-    let max = scaled.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+    let max = scaled
+        .iter()
+        .fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
     scaled.iter().position(|&x| x == max).unwrap_or(0)
 }
 
@@ -124,22 +138,41 @@ fn from_all(mut at: f64, scratch: &Scratch) -> usize {
         return last; // the chunk's sum was rounded up
     }
     // rounding carried `at` past the end: the last token that has any probability
-    scratch.weights.iter().rposition(|&w| w > 0.0).unwrap_or(last)
+    scratch
+        .weights
+        .iter()
+        .rposition(|&w| w > 0.0)
+        .unwrap_or(last)
 }
 
 /// A token of the `top_k` most likely, then of the least number of those that reach `top_p`.
 fn from_filtered(u: f64, total: f64, sampling: &Sampling, scratch: &mut Scratch) -> usize {
-    let Scratch { weights, order, scaled, .. } = scratch;
+    let Scratch {
+        weights,
+        order,
+        scaled,
+        ..
+    } = scratch;
     let n = weights.len();
-    let keep = if sampling.top_k == 0 { n } else { sampling.top_k.min(n) };
+    let keep = if sampling.top_k == 0 {
+        n
+    } else {
+        sampling.top_k.min(n)
+    };
     let before = |a: &u32, b: &u32| {
-        scaled[*b as usize].total_cmp(&scaled[*a as usize]).then(a.cmp(b))
+        scaled[*b as usize]
+            .total_cmp(&scaled[*a as usize])
+            .then(a.cmp(b))
     };
     order.clear();
     order.extend(0..n as u32);
     let mut sorted = 0;
     // sort as much as `top_p` turns out to need; all that `top_k` keeps, to know its sum
-    let mut want = if sampling.top_k == 0 { CHUNK.min(n) } else { keep };
+    let mut want = if sampling.top_k == 0 {
+        CHUNK.min(n)
+    } else {
+        keep
+    };
     let weight = |id: u32| f64::from(weights[id as usize]);
     let (count, mass) = loop {
         if want < n {
@@ -147,7 +180,11 @@ fn from_filtered(u: f64, total: f64, sampling: &Sampling, scratch: &mut Scratch)
         }
         order[sorted..want].sort_unstable_by(before);
         sorted = want;
-        let whole = if sampling.top_k == 0 { total } else { order[..keep].iter().map(|&i| weight(i)).sum() };
+        let whole = if sampling.top_k == 0 {
+            total
+        } else {
+            order[..keep].iter().map(|&i| weight(i)).sum()
+        };
         let (mut count, mut mass) = (0, 0.0);
         while count < sorted && (count == 0 || mass < sampling.top_p * whole) {
             mass += weight(order[count]);
@@ -176,7 +213,12 @@ mod tests {
         let mut counts = vec![0; logits.len()];
         let mut scratch = Scratch::default();
         for i in 0..n {
-            let pick = Pick { sampling, request: 3, sample: i % 7, position: i / 7 };
+            let pick = Pick {
+                sampling,
+                request: 3,
+                sample: i % 7,
+                position: i / 7,
+            };
             counts[choose(logits, &pick, &mut scratch).unwrap().token as usize] += 1;
         }
         counts
@@ -198,11 +240,16 @@ mod tests {
 
     /// Softmax at a temperature, cut as transformers' warpers do: top-k, then top-p.
     fn expected(logits: &[f32], s: &Sampling) -> Vec<f64> {
-        let mut p: Vec<f64> = logits.iter().map(|&l| (l as f64 / s.temperature).exp()).collect();
+        let mut p: Vec<f64> = logits
+            .iter()
+            .map(|&l| (l as f64 / s.temperature).exp())
+            .collect();
         let mut order: Vec<usize> = (0..p.len()).collect();
         order.sort_by(|&a, &b| p[b].total_cmp(&p[a]));
         if s.top_k > 0 {
-            order[s.top_k.min(p.len())..].iter().for_each(|&i| p[i] = 0.0);
+            order[s.top_k.min(p.len())..]
+                .iter()
+                .for_each(|&i| p[i] = 0.0);
         }
         let total: f64 = p.iter().sum();
         let mut seen = 0.0;
@@ -218,14 +265,33 @@ mod tests {
 
     #[test]
     fn frequencies_pass_chi_square() {
-        let logits: Vec<f32> = (0..90).map(|i| ((i * 37 % 90) as f32 / 30.0).sin() * 2.0).collect();
-        let cases = [(1.0, 1.0, 0), (0.7, 1.0, 0), (1.3, 0.6, 0), (1.0, 1.0, 12), (0.8, 0.9, 80), (2.0, 0.5, 200), (1.0, 0.999, 0)];
+        let logits: Vec<f32> = (0..90)
+            .map(|i| ((i * 37 % 90) as f32 / 30.0).sin() * 2.0)
+            .collect();
+        let cases = [
+            (1.0, 1.0, 0),
+            (0.7, 1.0, 0),
+            (1.3, 0.6, 0),
+            (1.0, 1.0, 12),
+            (0.8, 0.9, 80),
+            (2.0, 0.5, 200),
+            (1.0, 0.999, 0),
+        ];
         for (temperature, top_p, top_k) in cases {
-            let s = Sampling { temperature, top_p, top_k, seed: 17, ..Sampling::default() };
+            let s = Sampling {
+                temperature,
+                top_p,
+                top_k,
+                seed: 17,
+                ..Sampling::default()
+            };
             let (chi, degrees) = chi_square(&draws(&logits, &s, 60_000), &expected(&logits, &s));
             // the normal approximation's 99.9% point; the draws are fixed, so this never flickers
             let limit = degrees as f64 + 3.3 * (2.0 * degrees as f64).sqrt() + 4.0;
-            assert!(degrees > 3 && chi < limit, "{temperature} {top_p} {top_k}: {chi} of {degrees}");
+            assert!(
+                degrees > 3 && chi < limit,
+                "{temperature} {top_p} {top_k}: {chi} of {degrees}"
+            );
         }
     }
 
@@ -233,34 +299,69 @@ mod tests {
     fn logprobs_are_scaled_and_unfiltered() {
         let logits: Vec<f32> = (0..660).map(|i| (i as f32 * 0.37).sin() * 5.0).collect();
         for (temperature, top_k) in [(0.0, 0), (1.0, 0), (0.5, 3)] {
-            let s = Sampling { temperature, top_k, ..Sampling::default() };
-            let pick = Pick { sampling: &s, request: 0, sample: 0, position: 9 };
+            let s = Sampling {
+                temperature,
+                top_k,
+                ..Sampling::default()
+            };
+            let pick = Pick {
+                sampling: &s,
+                request: 0,
+                sample: 0,
+                position: 9,
+            };
             let c = choose(&logits, &pick, &mut Scratch::default()).unwrap();
             let t = if temperature == 0.0 { 1.0 } else { temperature };
             let z: f64 = logits.iter().map(|&l| (l as f64 / t).exp()).sum();
             let exact = logits[c.token as usize] as f64 / t - z.ln();
-            assert!((exact - c.logprob as f64).abs() < 2e-6, "{exact} {}", c.logprob);
+            assert!(
+                (exact - c.logprob as f64).abs() < 2e-6,
+                "{exact} {}",
+                c.logprob
+            );
         }
     }
 
     #[test]
     fn greedy_takes_the_first_of_equals() {
-        let s = Sampling { temperature: 0.0, ..Sampling::default() };
-        let pick = Pick { sampling: &s, request: 0, sample: 0, position: 0 };
+        let s = Sampling {
+            temperature: 0.0,
+            ..Sampling::default()
+        };
+        let pick = Pick {
+            sampling: &s,
+            request: 0,
+            sample: 0,
+            position: 0,
+        };
         let mut logits = vec![0f32; 100];
         (logits[41], logits[77]) = (3.0, 3.0);
-        assert_eq!(choose(&logits, &pick, &mut Scratch::default()).unwrap().token, 41);
+        assert_eq!(
+            choose(&logits, &pick, &mut Scratch::default())
+                .unwrap()
+                .token,
+            41
+        );
     }
 
     #[test]
     fn what_is_no_number_is_refused() {
         let s = Sampling::default();
-        let pick = Pick { sampling: &s, request: 0, sample: 0, position: 0 };
+        let pick = Pick {
+            sampling: &s,
+            request: 0,
+            sample: 0,
+            position: 0,
+        };
         for bad in [f32::NAN, f32::INFINITY] {
             for at in [0, 5, 69] {
                 let mut logits = vec![1f32; 70];
                 logits[at] = bad;
-                assert_eq!(choose(&logits, &pick, &mut Scratch::default()), None, "{bad} at {at}");
+                assert_eq!(
+                    choose(&logits, &pick, &mut Scratch::default()),
+                    None,
+                    "{bad} at {at}"
+                );
             }
         }
     }

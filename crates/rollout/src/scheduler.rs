@@ -6,9 +6,9 @@
 //! sequence that arrived last gives up its blocks and waits; what it had is computed again. None of
 //! this shows in the samples.
 
+use crate::Error;
 use crate::batch::Batch;
 use crate::blocks::{BLOCK, Blocks, Chain};
-use crate::Error;
 use crate::sequence::Sequence;
 use std::collections::VecDeque;
 
@@ -32,11 +32,17 @@ pub struct Round {
 impl Round {
     /// Rows whose logits are wanted, ascending: the last tokens of sequences that are computed in
     /// full, with the place of the sequence in [`Scheduler::running`].
-    pub fn ends<'a>(&'a self, running: &'a [Sequence]) -> impl Iterator<Item = (usize, usize)> + 'a {
-        self.turns.iter().zip(&self.batch.runs).filter_map(|(turn, run)| {
-            let whole = running[turn.running].pending() == turn.rows;
-            whole.then(|| (run.end - 1, turn.running))
-        })
+    pub fn ends<'a>(
+        &'a self,
+        running: &'a [Sequence],
+    ) -> impl Iterator<Item = (usize, usize)> + 'a {
+        self.turns
+            .iter()
+            .zip(&self.batch.runs)
+            .filter_map(|(turn, run)| {
+                let whole = running[turn.running].pending() == turn.rows;
+                whole.then(|| (run.end - 1, turn.running))
+            })
     }
 }
 
@@ -69,7 +75,9 @@ impl Scheduler {
 
     /// Adds a sequence after all that arrived before it.
     pub fn add(&mut self, sequence: Sequence) {
-        let at = self.waiting.partition_point(|s| s.arrival < sequence.arrival);
+        let at = self
+            .waiting
+            .partition_point(|s| s.arrival < sequence.arrival);
         self.waiting.insert(at, sequence);
     }
 
@@ -89,7 +97,10 @@ impl Scheduler {
             match self.reserve(blocks, i, want, &mut round) {
                 true => {
                     rows -= want;
-                    round.turns.push(Turn { running: i, rows: want });
+                    round.turns.push(Turn {
+                        running: i,
+                        rows: want,
+                    });
                     i += 1;
                 }
                 false => self.preempt(blocks, i),
@@ -97,7 +108,9 @@ impl Scheduler {
         }
         // a waiting one starts only with blocks that nobody has to give up
         while rows > 0 && self.running.len() < self.max_sequences && i == self.running.len() {
-            let Some(mut sequence) = self.waiting.pop_front() else { break };
+            let Some(mut sequence) = self.waiting.pop_front() else {
+                break;
+            };
             self.adopt_prefix(blocks, &mut sequence);
             let want = sequence.pending().min(rows);
             if self.missing(blocks, &sequence, want) > blocks.available() {
@@ -114,12 +127,19 @@ impl Scheduler {
             let reserved = self.reserve(blocks, i, want, &mut round);
             debug_assert!(reserved, "enough blocks were available");
             rows -= want;
-            round.turns.push(Turn { running: i, rows: want });
+            round.turns.push(Turn {
+                running: i,
+                rows: want,
+            });
             i += 1;
         }
         for turn in &round.turns {
             let s = &self.running[turn.running];
-            round.batch.push(&s.tokens[s.computed..s.computed + turn.rows], s.computed, &s.table);
+            round.batch.push(
+                &s.tokens[s.computed..s.computed + turn.rows],
+                s.computed,
+                &s.table,
+            );
         }
         round
     }
@@ -132,7 +152,8 @@ impl Scheduler {
             while (s.chains.len() + 1) * BLOCK <= s.computed {
                 let at = s.chains.len();
                 let before = s.chains.last().copied().unwrap_or(0);
-                s.chains.push(blocks.publish(s.table[at], before, block_of(&s.tokens, at)));
+                s.chains
+                    .push(blocks.publish(s.table[at], before, block_of(&s.tokens, at)));
             }
         }
     }
@@ -164,7 +185,10 @@ impl Scheduler {
     /// Takes the finished sequences out and frees their blocks. A sample of a group may finish
     /// with its first token, while it waits.
     pub fn take_finished(&mut self, blocks: &mut Blocks) -> Vec<Sequence> {
-        let mut done: Vec<_> = self.running.extract_if(.., |s| s.finish.is_some()).collect();
+        let mut done: Vec<_> = self
+            .running
+            .extract_if(.., |s| s.finish.is_some())
+            .collect();
         let mut i = 0;
         while i < self.waiting.len() {
             match self.waiting[i].finish.is_some() {
@@ -193,7 +217,9 @@ impl Scheduler {
         }
         while (s.chains.len() + 1) * BLOCK < s.tokens.len() {
             let before: Chain = s.chains.last().copied().unwrap_or(0);
-            let Some((id, chain)) = blocks.find(before, block_of(&s.tokens, s.chains.len())) else { break };
+            let Some((id, chain)) = blocks.find(before, block_of(&s.tokens, s.chains.len())) else {
+                break;
+            };
             s.table.push(id);
             s.chains.push(chain);
         }
@@ -203,8 +229,14 @@ impl Scheduler {
 
     /// Blocks that `rows` more rows of a sequence need from the free ones.
     fn missing(&self, blocks: &Blocks, s: &Sequence, rows: usize) -> usize {
-        let copy = s.table.get(s.computed / BLOCK).is_some_and(|&b| blocks.is_shared(b));
-        (s.computed + rows).div_ceil(BLOCK).saturating_sub(s.table.len()) + usize::from(copy)
+        let copy = s
+            .table
+            .get(s.computed / BLOCK)
+            .is_some_and(|&b| blocks.is_shared(b));
+        (s.computed + rows)
+            .div_ceil(BLOCK)
+            .saturating_sub(s.table.len())
+            + usize::from(copy)
     }
 
     /// Gives a running sequence the blocks for `rows` more rows, taking them from sequences that
@@ -251,7 +283,9 @@ impl Scheduler {
 }
 
 fn block_of(tokens: &[u32], at: usize) -> &[u32; BLOCK] {
-    tokens[at * BLOCK..][..BLOCK].try_into().expect("a full block")
+    tokens[at * BLOCK..][..BLOCK]
+        .try_into()
+        .expect("a full block")
 }
 
 /// Frees a sequence's blocks, last ones first.

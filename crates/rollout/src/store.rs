@@ -38,8 +38,13 @@ struct Stamp {
 
 impl Stamp {
     fn new(weights: &Weights) -> Self {
-        let tensors = weights.iter().map(|(_, t)| (t.shallow_clone(), torch::storage::version(t)));
-        Self { version: weights.version, tensors: tensors.collect() }
+        let tensors = weights
+            .iter()
+            .map(|(_, t)| (t.shallow_clone(), torch::storage::version(t)));
+        Self {
+            version: weights.version,
+            tensors: tensors.collect(),
+        }
     }
 
     fn holds(&self, weights: &Weights) -> bool {
@@ -66,7 +71,11 @@ impl KvCache {
     ///
     /// # Errors
     /// libtorch's, where the memory cannot be had.
-    pub fn new(config: &ModelConfig, weights: &Weights, sizes: &RolloutConfig) -> Result<Self, Error> {
+    pub fn new(
+        config: &ModelConfig,
+        weights: &Weights,
+        sizes: &RolloutConfig,
+    ) -> Result<Self, Error> {
         let made = Made::of(config, weights, sizes);
         let tokens = match sizes.cache_tokens {
             0 => DEFAULT_BYTES / made.shape.token_bytes(made.kind.elt_size_in_bytes()).max(1),
@@ -78,7 +87,12 @@ impl KvCache {
             Kind::BFloat16 if made.rows => Store::Bf16(Memory::new(made.shape, blocks)),
             kind => Store::Libtorch(Tensors::new(made.shape, blocks, kind, made.device)),
         };
-        Ok(Self { store, blocks: Blocks::new(blocks), made, stamp: None })
+        Ok(Self {
+            store,
+            blocks: Blocks::new(blocks),
+            made,
+            stamp: None,
+        })
     }
 
     /// Tokens that it can hold.
@@ -87,11 +101,19 @@ impl KvCache {
     }
 
     /// Makes ready for `weights`: prefixes that came from other values are forgotten.
-    pub(crate) fn serve(&mut self, config: &ModelConfig, weights: &Weights, sizes: &RolloutConfig) -> Result<(), Error> {
+    pub(crate) fn serve(
+        &mut self,
+        config: &ModelConfig,
+        weights: &Weights,
+        sizes: &RolloutConfig,
+    ) -> Result<(), Error> {
         let asked = Made::of(config, weights, sizes);
         if self.made != asked {
             let text = |m: &Made| format!("{:?} in {:?} on {:?}", m.shape, m.kind, m.device);
-            return Err(Error::CacheShape { made: text(&self.made), asked: text(&asked) });
+            return Err(Error::CacheShape {
+                made: text(&self.made),
+                asked: text(&asked),
+            });
         }
         if !self.stamp.as_ref().is_some_and(|s| s.holds(weights)) {
             self.blocks.forget();
@@ -122,8 +144,17 @@ impl KvCache {
 
 impl Made {
     fn of(config: &ModelConfig, weights: &Weights, sizes: &RolloutConfig) -> Self {
-        let shape = Shape { layers: config.layers, kv_heads: config.kv_heads, head_dim: config.head_dim };
+        let shape = Shape {
+            layers: config.layers,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+        };
         let (kind, device) = (weights.kind(), weights.device());
-        Self { shape, kind, device, rows: !sizes.plain && RowOps::takes(kind, device) }
+        Self {
+            shape,
+            kind,
+            device,
+            rows: !sizes.plain && RowOps::takes(kind, device),
+        }
     }
 }

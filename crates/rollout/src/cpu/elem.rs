@@ -53,7 +53,11 @@ pub enum Isa {
 pub fn isa() -> Isa {
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq");
+        if avx512 {
             let bf16 = is_x86_feature_detected!("avx512bf16");
             return if bf16 { Isa::Avx512Bf16 } else { Isa::Avx512 };
         }
@@ -106,7 +110,13 @@ pub fn exp_neg(x: f32) -> f32 {
     let n = shifted - ROUND;
     let r = n.mul_add(-LN2_LO, n.mul_add(-LN2_HI, clamped));
     let mut p = 1.987_569_1e-4f32;
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5e-1] {
+    for c in [
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        5e-1,
+    ] {
         p = p.mul_add(r, c);
     }
     let frac = (p * r).mul_add(r, r) + 1.0;
@@ -137,7 +147,10 @@ mod tests {
         for i in 0..2_000_000u32 {
             let x = f32::from_bits(i.wrapping_mul(2_654_435_761));
             let (ours, theirs) = (<bf16 as Elem>::from_f32(x), bf16::from_f32(x));
-            assert!(ours.to_bits() == theirs.to_bits() || x.is_nan() && ours.is_nan(), "{x}");
+            assert!(
+                ours.to_bits() == theirs.to_bits() || x.is_nan() && ours.is_nan(),
+                "{x}"
+            );
         }
     }
 }

@@ -26,6 +26,15 @@ pub struct Scratch {
     packed: Vec<f32>,
 }
 
+/// A linear layer's parameters: `w` `[n, k]`, `bias` `[n]`.
+#[derive(Clone, Copy)]
+pub struct Matrix<'a, E> {
+    pub w: &'a [E],
+    pub bias: Option<&'a [E]>,
+    pub n: usize,
+    pub k: usize,
+}
+
 /// `y[rows, n] = x[rows, k] w[n, k]^T (+ bias[n])`; sums in f32, rounded once into `E`.
 ///
 /// # Panics
@@ -33,18 +42,19 @@ pub struct Scratch {
 pub fn linear<E: Elem>(
     pool: &mut Pool,
     scratch: &mut Scratch,
+    matrix: Matrix<E>,
     x: &[E],
-    w: &[E],
-    bias: Option<&[E]>,
     y: &mut [E],
-    n: usize,
-    k: usize,
 ) {
+    let Matrix { w, bias, n, k } = matrix;
     if n == 0 || y.is_empty() {
         return;
     }
     let rows = y.len() / n;
-    assert!(y.len() == rows * n && x.len() == rows * k && w.len() == n * k, "shapes of a linear");
+    assert!(
+        y.len() == rows * n && x.len() == rows * k && w.len() == n * k,
+        "shapes of a linear"
+    );
     assert!(bias.is_none_or(|b| b.len() == n), "shape of a bias");
     let kernel = Kernel::of::<E>(k);
 
@@ -52,7 +62,9 @@ pub fn linear<E: Elem>(
     let blocks = rows.div_ceil(MAX_VECTORS * LANES);
     let depth = kernel.depth(k);
     let stride = depth * MAX_VECTORS * LANES;
-    scratch.packed.resize(scratch.packed.len().max(blocks * stride), 0.0);
+    scratch
+        .packed
+        .resize(scratch.packed.len().max(blocks * stride), 0.0);
     let packed = Shared(scratch.packed.as_mut_ptr());
     let block_rows = |b: usize| (rows - b * MAX_VECTORS * LANES).min(MAX_VECTORS * LANES);
     pool.run(blocks, |b| {
@@ -75,7 +87,7 @@ pub fn linear<E: Elem>(
             let panel = std::slice::from_raw_parts(packed.get().add(b * stride), stride);
             let y = out.get().add(b * MAX_VECTORS * LANES * n);
             let cols = chunk * columns..((chunk + 1) * columns).min(n);
-            kernel.columns(panel, w, bias, y, cols, block_rows(b), n, k);
+            kernel.columns(panel, matrix, y, cols, block_rows(b));
         }
     });
 }
@@ -140,14 +152,12 @@ impl Kernel {
     unsafe fn columns<E: Elem>(
         self,
         panel: &[f32],
-        w: &[E],
-        bias: Option<&[E]>,
+        matrix: Matrix<E>,
         y: *mut E,
         cols: std::ops::Range<usize>,
         rows: usize,
-        n: usize,
-        k: usize,
     ) {
+        let Matrix { w, bias, n, k } = matrix;
         let vectors = rows.div_ceil(LANES);
         let width = vectors * LANES;
         let most = COLUMNS[vectors];
@@ -162,7 +172,15 @@ impl Kernel {
                 // SAFETY: the features were detected; panel and weights hold depth(k) lanes a row.
                 _ => unsafe {
                     let bf16 = self == Kernel::Bf16Avx512;
-                    avx512::tile(bf16, panel, weights.as_ptr().cast(), self.depth(k), vectors, count, &mut tile)
+                    avx512::tile(
+                        bf16,
+                        panel,
+                        weights.as_ptr().cast(),
+                        self.depth(k),
+                        vectors,
+                        count,
+                        &mut tile,
+                    )
                 },
                 #[cfg(not(target_arch = "x86_64"))]
                 _ => unreachable!("kernels of x86-64 are chosen there only"),
@@ -176,7 +194,9 @@ impl Kernel {
             for r in 0..rows {
                 for t in 0..count {
                     // SAFETY: r < rows, j + t < n.
-                    unsafe { *y.add(r * n + j + t) = E::from_f32(*tile.get_unchecked(t * width + r)) };
+                    unsafe {
+                        *y.add(r * n + j + t) = E::from_f32(*tile.get_unchecked(t * width + r))
+                    };
                 }
             }
             j += count;
@@ -206,10 +226,19 @@ fn portable_tile_body<E: Elem>(panel: &[f32], w: &[E], k: usize, width: usize, t
 }
 
 #[inline(always)]
-fn lanes<E: Elem, const N: usize>(panel: &[f32], w: &[E], k: usize, width: usize, from: usize, tile: &mut [f32]) {
+fn lanes<E: Elem, const N: usize>(
+    panel: &[f32],
+    w: &[E],
+    k: usize,
+    width: usize,
+    from: usize,
+    tile: &mut [f32],
+) {
     let mut sums = [[0f32; LANES]; N];
     for i in 0..k {
-        let x: &[f32; LANES] = panel[i * width + from..][..LANES].try_into().expect("a lane");
+        let x: &[f32; LANES] = panel[i * width + from..][..LANES]
+            .try_into()
+            .expect("a lane");
         for (t, sum) in sums.iter_mut().enumerate() {
             let b = w[t * k + i].to_f32();
             for l in 0..LANES {
@@ -248,7 +277,11 @@ mod avx512 {
                 let out = out.as_mut_ptr().add(done * vectors * LANES);
                 macro_rules! go {
                     ($v:literal, $n:literal) => {{
-                        if bf16 { dot_bf16::<$v, $n>(x, w, depth, out) } else { dot_f32::<$v, $n>(x, w, depth, out) }
+                        if bf16 {
+                            dot_bf16::<$v, $n>(x, w, depth, out)
+                        } else {
+                            dot_f32::<$v, $n>(x, w, depth, out)
+                        }
                         $n
                     }};
                 }
@@ -271,7 +304,12 @@ mod avx512 {
     macro_rules! dot {
         ($name:ident, $features:literal, $zero:expr, $load:expr, $broadcast:expr, $fma:expr) => {
             #[target_feature(enable = $features)]
-            unsafe fn $name<const V: usize, const N: usize>(x: *const f32, w: *const f32, depth: usize, out: *mut f32) {
+            unsafe fn $name<const V: usize, const N: usize>(
+                x: *const f32,
+                w: *const f32,
+                depth: usize,
+                out: *mut f32,
+            ) {
                 // SAFETY: as `tile` promises.
                 unsafe {
                     let mut sums = [[_mm512_setzero_ps(); V]; N];
@@ -314,7 +352,9 @@ mod avx512 {
         "avx512f,avx512bw,avx512bf16",
         std::mem::zeroed::<__m512bh>(),
         |p: *const f32| std::mem::transmute::<__m512, __m512bh>(_mm512_loadu_ps(p)),
-        |p: *const f32| std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(p.cast::<i32>().read_unaligned())),
+        |p: *const f32| std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(
+            p.cast::<i32>().read_unaligned()
+        )),
         |s, a, b| _mm512_dpbf16_ps(s, a, b)
     );
 
@@ -331,12 +371,15 @@ mod avx512 {
                 let mut m = [_mm512_setzero_ps(); LANES];
                 for (r, row) in m.iter_mut().enumerate().take(rows.saturating_sub(r0)) {
                     // SAFETY: masked to the row.
-                    *row = unsafe { _mm512_maskz_loadu_ps(keep as u16, x.add((r0 + r) * depth + i0)) };
+                    *row =
+                        unsafe { _mm512_maskz_loadu_ps(keep as u16, x.add((r0 + r) * depth + i0)) };
                 }
                 transpose(&mut m);
                 for (i, column) in m.iter().enumerate().take(depth - i0) {
                     // SAFETY: checked above.
-                    unsafe { _mm512_storeu_ps(panel.as_mut_ptr().add((i0 + i) * width + r0), *column) };
+                    unsafe {
+                        _mm512_storeu_ps(panel.as_mut_ptr().add((i0 + i) * width + r0), *column)
+                    };
                 }
             }
         }
@@ -347,8 +390,14 @@ mod avx512 {
         let d = |x| _mm512_castps_pd(x);
         let s = |x| _mm512_castpd_ps(x);
         for q in m.chunks_exact_mut(4) {
-            let (a, b) = (_mm512_unpacklo_ps(q[0], q[1]), _mm512_unpackhi_ps(q[0], q[1]));
-            let (c, e) = (_mm512_unpacklo_ps(q[2], q[3]), _mm512_unpackhi_ps(q[2], q[3]));
+            let (a, b) = (
+                _mm512_unpacklo_ps(q[0], q[1]),
+                _mm512_unpackhi_ps(q[0], q[1]),
+            );
+            let (c, e) = (
+                _mm512_unpacklo_ps(q[2], q[3]),
+                _mm512_unpackhi_ps(q[2], q[3]),
+            );
             q[0] = s(_mm512_unpacklo_pd(d(a), d(c)));
             q[1] = s(_mm512_unpackhi_pd(d(a), d(c)));
             q[2] = s(_mm512_unpacklo_pd(d(b), d(e)));
@@ -377,35 +426,61 @@ mod tests {
         let mut s = seed;
         (0..n)
             .map(|_| {
-                s = s.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                s = s
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 (s >> 40) as f32 / (1u64 << 23) as f32 - 1.0
             })
             .collect()
     }
 
-    fn check<E: Elem + PartialEq + std::fmt::Debug>(n: usize, k: usize, most: usize, tolerance: f64) {
+    fn check<E: Elem + PartialEq + std::fmt::Debug>(
+        n: usize,
+        k: usize,
+        most: usize,
+        tolerance: f64,
+    ) {
         let of = |v: Vec<f32>| v.into_iter().map(E::from_f32).collect::<Vec<E>>();
-        let (x, w, b) = (of(numbers(most * k, 1)), of(numbers(n * k, 2)), of(numbers(n, 3)));
+        let (x, w, b) = (
+            of(numbers(most * k, 1)),
+            of(numbers(n * k, 2)),
+            of(numbers(n, 3)),
+        );
         let mut scratch = Scratch::default();
         let mut run = |threads, x: &[E]| {
             let mut y = vec![E::default(); x.len() / k * n];
-            linear(&mut Pool::new(threads), &mut scratch, x, &w, Some(&b), &mut y, n, k);
+            let matrix = Matrix {
+                w: &w,
+                bias: Some(&b),
+                n,
+                k,
+            };
+            linear(&mut Pool::new(threads), &mut scratch, matrix, x, &mut y);
             y
         };
         let all = run(2, &x);
         for r in 0..most {
             for j in 0..n {
-                let exact = (0..k).map(|i| x[r * k + i].to_f32() as f64 * w[j * k + i].to_f32() as f64).sum::<f64>()
+                let exact = (0..k)
+                    .map(|i| x[r * k + i].to_f32() as f64 * w[j * k + i].to_f32() as f64)
+                    .sum::<f64>()
                     + b[j].to_f32() as f64;
                 let found = all[r * n + j].to_f32() as f64;
-                assert!((exact - found).abs() < tolerance * (k as f64).sqrt(), "{r} {j}: {exact} {found}");
+                assert!(
+                    (exact - found).abs() < tolerance * (k as f64).sqrt(),
+                    "{r} {j}: {exact} {found}"
+                );
             }
         }
         for rows in [1, 2, 15, 16, 17, 31, 33, 48, 50, 64, 65] {
             for from in [0, 1, most.saturating_sub(rows)] {
                 if from + rows <= most {
                     let y = run(1 + rows % 3, &x[from * k..(from + rows) * k]);
-                    assert_eq!(y, all[from * n..(from + rows) * n], "{rows} rows from {from}");
+                    assert_eq!(
+                        y,
+                        all[from * n..(from + rows) * n],
+                        "{rows} rows from {from}"
+                    );
                 }
             }
         }
@@ -424,7 +499,19 @@ mod tests {
         let (n, k, rows) = (21, 77, 19);
         let (x, w) = (numbers(rows * k, 1), numbers(n * k, 2));
         let mut y = vec![0f32; rows * n];
-        linear(&mut Pool::new(1), &mut Scratch::default(), &x, &w, None, &mut y, n, k);
+        let matrix = Matrix {
+            w: &w,
+            bias: None,
+            n,
+            k,
+        };
+        linear(
+            &mut Pool::new(1),
+            &mut Scratch::default(),
+            matrix,
+            &x,
+            &mut y,
+        );
         let mut panel = vec![0f32; k * 32];
         Kernel::Portable.pack(&x, k, &mut panel);
         for j in 0..n {

@@ -48,42 +48,93 @@ impl<E: Elem> Memory<E> {
     pub fn new(shape: Shape, blocks: usize) -> Self {
         let bytes = shape.layers * blocks * shape.block() * size_of::<E>();
         // aligned here, not by the allocator: that one would write the zeros itself
-        let layout = Layout::from_size_align(bytes + LINE, 16).expect("a size that fits an address space");
+        let layout =
+            Layout::from_size_align(bytes + LINE, 16).expect("a size that fits an address space");
         // SAFETY: the size is not zero, and has room for the alignment.
         unsafe {
-            let allocation = NonNull::new(alloc_zeroed(layout)).unwrap_or_else(|| handle_alloc_error(layout));
+            let allocation =
+                NonNull::new(alloc_zeroed(layout)).unwrap_or_else(|| handle_alloc_error(layout));
             let start = allocation.add(allocation.align_offset(LINE));
-            Self { allocation, layout, start, shape, blocks, elem: PhantomData }
+            ask_for_large_pages(allocation.as_ptr(), layout.size());
+            Self {
+                allocation,
+                layout,
+                start,
+                shape,
+                blocks,
+                elem: PhantomData,
+            }
         }
     }
 
     fn block(&self, layer: usize, block: usize) -> *mut E {
-        assert!(layer < self.shape.layers && block < self.blocks, "block {block} of layer {layer}");
+        assert!(
+            layer < self.shape.layers && block < self.blocks,
+            "block {block} of layer {layer}"
+        );
         // SAFETY: inside the allocation.
-        unsafe { self.start.as_ptr().cast::<E>().add((layer * self.blocks + block) * self.shape.block()) }
+        unsafe {
+            self.start
+                .as_ptr()
+                .cast::<E>()
+                .add((layer * self.blocks + block) * self.shape.block())
+        }
     }
 
     /// Keys of a block and head, `[head_dim][16]`.
     #[inline]
     pub fn keys(&self, layer: usize, block: usize, head: usize) -> *mut E {
         // SAFETY: a head's part of the block.
-        unsafe { self.block(layer, block).add(head * self.shape.head_dim * LANES) }
+        unsafe {
+            self.block(layer, block)
+                .add(head * self.shape.head_dim * LANES)
+        }
     }
 
     /// Values of a block and head, `[16][head_dim]`.
     #[inline]
     pub fn values(&self, layer: usize, block: usize, head: usize) -> *mut E {
         // SAFETY: a head's part of the second half of the block.
-        unsafe { self.block(layer, block).add((self.shape.kv_heads + head) * self.shape.head_dim * LANES) }
+        unsafe {
+            self.block(layer, block)
+                .add((self.shape.kv_heads + head) * self.shape.head_dim * LANES)
+        }
     }
 
     /// Copies a block of every layer.
     pub fn copy(&mut self, from: usize, to: usize) {
         for layer in 0..self.shape.layers {
             // SAFETY: two whole blocks; `copy` allows from == to.
-            unsafe { std::ptr::copy(self.block(layer, from), self.block(layer, to), self.shape.block()) };
+            unsafe {
+                std::ptr::copy(
+                    self.block(layer, from),
+                    self.block(layer, to),
+                    self.shape.block(),
+                )
+            };
         }
     }
+}
+
+/// A hint: attention walks through much of this memory in every step.
+fn ask_for_large_pages(start: *mut u8, bytes: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 4096;
+        let skip = start.align_offset(PAGE);
+        if bytes > skip + PAGE {
+            // SAFETY: whole pages inside an allocation; the advice does not change contents.
+            unsafe {
+                libc::madvise(
+                    start.add(skip).cast(),
+                    (bytes - skip) / PAGE * PAGE,
+                    libc::MADV_HUGEPAGE,
+                )
+            };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (start, bytes);
 }
 
 impl<E> Drop for Memory<E> {

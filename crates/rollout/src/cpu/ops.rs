@@ -36,16 +36,20 @@ pub fn elements_mut<E: Elem>(t: &mut Tensor) -> &mut [E] {
 
 fn check<E: Elem>(t: &Tensor) {
     assert!(
-        t.kind().elt_size_in_bytes() == size_of::<E>() && t.device() == Device::Cpu && t.is_contiguous(),
+        t.kind().elt_size_in_bytes() == size_of::<E>()
+            && t.device() == Device::Cpu
+            && t.is_contiguous(),
         "the CPU path runs on contiguous CPU tensors"
     );
 }
 
-
 impl RowOps {
     /// Computes on this many threads.
     pub fn new(threads: usize) -> Self {
-        Self { pool: RefCell::new(Pool::new(threads)), scratch: RefCell::default() }
+        Self {
+            pool: RefCell::new(Pool::new(threads)),
+            scratch: RefCell::default(),
+        }
     }
 
     /// Whether tensors of this kind can be computed here.
@@ -61,18 +65,30 @@ impl RowOps {
     /// Cuts `rows` rows of `size` elements into pieces and calls `work` with each range of rows.
     fn rows(&self, rows: usize, size: usize, work: impl Fn(std::ops::Range<usize>) + Sync) {
         let mut pool = self.pool();
-        let pieces = if rows * size < SMALL { 1 } else { (2 * pool.threads()).min(rows) };
+        let pieces = if rows * size < SMALL {
+            1
+        } else {
+            (2 * pool.threads()).min(rows)
+        };
         let each = rows.div_ceil(pieces.max(1)).max(1);
-        pool.run(rows.div_ceil(each), |i| work(i * each..((i + 1) * each).min(rows)));
+        pool.run(rows.div_ceil(each), |i| {
+            work(i * each..((i + 1) * each).min(rows))
+        });
     }
 
     fn norm<E: Elem>(&self, x: &Tensor, weight: &Tensor, eps: f64, y: &mut Tensor) {
-        let (x, w, y) = (elements::<E>(x), elements::<E>(weight), elements_mut::<E>(y));
+        let (x, w, y) = (
+            elements::<E>(x),
+            elements::<E>(weight),
+            elements_mut::<E>(y),
+        );
         let size = w.len();
         let out = Shared(y.as_mut_ptr());
         self.rows(x.len() / size, size, |r| {
             // SAFETY: pieces are disjoint ranges of rows.
-            let y = unsafe { std::slice::from_raw_parts_mut(out.get().add(r.start * size), r.len() * size) };
+            let y = unsafe {
+                std::slice::from_raw_parts_mut(out.get().add(r.start * size), r.len() * size)
+            };
             pointwise::rms_norm(&x[r.start * size..r.end * size], w, eps as f32, y);
         });
     }
@@ -108,15 +124,19 @@ impl RowOps {
 
     fn matrix<E: Elem>(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) {
         let (n, k) = (weight.size()[0] as usize, weight.size()[1] as usize);
-        gemm::linear(
-            &mut self.pool(),
-            &mut self.scratch.borrow_mut(),
-            elements::<E>(x),
-            elements::<E>(weight),
-            bias.map(elements::<E>),
-            elements_mut::<E>(y),
+        let matrix = gemm::Matrix {
+            w: elements::<E>(weight),
+            bias: bias.map(elements::<E>),
             n,
             k,
+        };
+        let mut scratch = self.scratch.borrow_mut();
+        gemm::linear(
+            &mut self.pool(),
+            &mut scratch,
+            matrix,
+            elements::<E>(x),
+            elements_mut::<E>(y),
         );
     }
 }

@@ -40,7 +40,11 @@ impl Shared {
                 return;
             }
             let job = self.job.load(Acquire);
-            if self.state.compare_exchange_weak(state, state + 1, AcqRel, Relaxed).is_err() {
+            if self
+                .state
+                .compare_exchange_weak(state, state + 1, AcqRel, Relaxed)
+                .is_err()
+            {
                 continue;
             }
             // SAFETY: the claim succeeded, so `job` is alive until `done` counts this piece.
@@ -138,7 +142,9 @@ impl Pool {
         let mut work: Work<'static> = unsafe { std::mem::transmute(work) };
         shared.job.store(&mut work, Release);
         let epoch = (shared.state.load(Relaxed) >> 32).wrapping_add(1);
-        shared.state.store(epoch << 32 | (pieces as u64) << 16, SeqCst);
+        shared
+            .state
+            .store(epoch << 32 | (pieces as u64) << 16, SeqCst);
         if shared.sleepers.load(SeqCst) > 0 {
             let _guard = shared.lock.lock().unwrap_or_else(|e| e.into_inner());
             shared.wake.notify_all();
@@ -147,7 +153,11 @@ impl Pool {
         let mut spins = 0u32;
         while shared.done.load(Acquire) < pieces {
             spins += 1;
-            if spins.is_multiple_of(1000) { std::thread::yield_now() } else { std::hint::spin_loop() }
+            if spins.is_multiple_of(1000) {
+                std::thread::yield_now()
+            } else {
+                std::hint::spin_loop()
+            }
         }
         let panic = shared.lock.lock().unwrap_or_else(|e| e.into_inner()).take();
         if let Some(panic) = panic {
@@ -195,7 +205,9 @@ mod tests {
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         let mut pool = Pool::new(2);
-        let died = catch_unwind(AssertUnwindSafe(|| pool.run(8, |i| assert!(i != 5, "piece five"))));
+        let died = catch_unwind(AssertUnwindSafe(|| {
+            pool.run(8, |i| assert!(i != 5, "piece five"))
+        }));
         assert!(died.is_err());
         let hits = AtomicUsize::new(0);
         pool.run(8, |_| {

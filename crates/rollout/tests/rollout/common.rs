@@ -30,7 +30,9 @@ pub fn requests(n: u64) -> Vec<Request> {
     (0..n)
         .map(|id| Request {
             id,
-            prompt: (0..1 + id * 7 % 45).map(|i| ((id * 31 + i * 17 + i * i) % VOCAB as u64) as u32).collect(),
+            prompt: (0..1 + id * 7 % 45)
+                .map(|i| ((id * 31 + i * 17 + i * i) % VOCAB as u64) as u32)
+                .collect(),
             samples: 1 + (id % 3) as usize,
             sampling: Sampling {
                 max_tokens: 1 + (id * 13 % 40) as usize,
@@ -46,7 +48,8 @@ pub fn requests(n: u64) -> Vec<Request> {
 
 /// The golden Qwen3 with its tokenizer and ChatML template.
 pub fn golden() -> (Decoder, Weights, data::Tokenizer) {
-    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/qwen3-tied");
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tests/golden/models/qwen3-tied");
     let config = ModelConfig::from_dir(&dir).expect("a configuration");
     let weights = Weights::load(&dir, &config, Kind::Float, Device::Cpu).expect("weights");
     let tokenizer = data::Tokenizer::from_dir(&dir).expect("a tokenizer");

@@ -14,12 +14,20 @@ fn models() -> Vec<PathBuf> {
         .filter(|p| p.join("expected.json").is_file())
         .collect();
     found.sort();
-    assert!(found.len() >= 5, "golden models are missing from {}", root.display());
+    assert!(
+        found.len() >= 5,
+        "golden models are missing from {}",
+        root.display()
+    );
     found
 }
 
 fn ids(v: &Value) -> Vec<u32> {
-    v.as_array().expect("a list of ids").iter().map(|t| t.as_u64().expect("an id") as u32).collect()
+    v.as_array()
+        .expect("a list of ids")
+        .iter()
+        .map(|t| t.as_u64().expect("an id") as u32)
+        .collect()
 }
 
 #[test]
@@ -33,7 +41,12 @@ fn greedy_equals_transformers() {
         let cases = expected["greedy"].as_array().expect("greedy cases");
         assert!(!cases.is_empty());
         for (plain, max_rows) in [(false, 1024), (false, 5), (true, 1024), (true, 5)] {
-            let sizes = RolloutConfig { plain, max_rows, ..RolloutConfig::default() };
+            let sizes = RolloutConfig {
+                plain,
+                max_rows,
+                cache_tokens: 2048,
+                ..RolloutConfig::default()
+            };
             let mut rollout = Rollout::new(&decoder, &weights, sizes).expect("a rollout");
             let requests = cases.iter().enumerate().map(|(i, case)| Request {
                 id: i as u64,
@@ -48,7 +61,12 @@ fn greedy_equals_transformers() {
             });
             let samples = rollout.run_all(requests.collect()).expect("completions");
             for (sample, case) in samples.iter().zip(cases) {
-                assert_eq!(sample.tokens, ids(&case["completion"]), "{} plain {plain} rows {max_rows}", dir.display());
+                assert_eq!(
+                    sample.tokens,
+                    ids(&case["completion"]),
+                    "{} plain {plain} rows {max_rows}",
+                    dir.display()
+                );
             }
         }
     }
