@@ -4,7 +4,7 @@ use crate::chat::{self, Chat, TrainOn};
 use crate::dataset::{Content, Extra, Record, Row};
 use crate::error::{Error, Result};
 use crate::message::Message;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Offsets, Tokenizer};
 
 /// What happens to an example longer than `max_length`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
@@ -306,7 +306,7 @@ fn check_tokens(tokens: &[u32], tokenizer: &Tokenizer, place: &str) -> Result<()
 }
 
 /// Tokens of a plain text with its end token, and the byte range of each.
-fn plain(tokenizer: &Tokenizer, text: &str) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+fn plain(tokenizer: &Tokenizer, text: &str) -> Result<(Vec<u32>, Offsets)> {
     let (mut tokens, mut offsets) = tokenizer.encode_offsets(text, true)?;
     if let Some(eos) = tokenizer.eos()
         && tokens.last() != Some(&eos)

@@ -22,13 +22,10 @@ pub fn tojson(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<Value,
         Ok(value.filter(|v| !v.is_none() && !v.is_undefined()))
     };
     let ascii = argument(0, "ensure_ascii")?.is_some_and(|v| v.is_true());
-    let indent = match argument(1, "indent")? {
-        None => None,
-        Some(value) => Some(match value.as_str() {
-            Some(text) => text.to_string(),
-            None => " ".repeat(usize::try_from(value).unwrap_or(0)),
-        }),
-    };
+    let indent = argument(1, "indent")?.map(|value| match value.as_str() {
+        Some(text) => text.to_string(),
+        None => " ".repeat(usize::try_from(value).unwrap_or(0)),
+    });
     let (item, key) = match argument(2, "separators")? {
         Some(pair) => {
             let part = |i: usize| -> Result<String, Error> {

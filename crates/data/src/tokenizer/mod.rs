@@ -10,6 +10,9 @@ use crate::chat::Template;
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
 
+/// For each token, the byte range of the text that it covers.
+pub type Offsets = Vec<(usize, usize)>;
+
 /// A tokenizer with what belongs to it in a Hugging Face directory.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
@@ -55,11 +58,7 @@ impl Tokenizer {
 
     /// Token ids, and for each the byte range of the text that it covers (an empty range for
     /// tokens that the post-processor adds).
-    pub fn encode_offsets(
-        &self,
-        text: &str,
-        special: bool,
-    ) -> Result<(Vec<u32>, Vec<(usize, usize)>)> {
+    pub fn encode_offsets(&self, text: &str, special: bool) -> Result<(Vec<u32>, Offsets)> {
         let encoding = (self.inner.encode(text, special))
             .map_err(|e| Error::Tokenizer(format!("cannot encode a text: {e}")))?;
         Ok((encoding.get_ids().to_vec(), encoding.get_offsets().to_vec()))

@@ -170,9 +170,10 @@ fn turns_join_to_the_whole_conversation() {
     let mut joined = 0;
     for case in cases() {
         let template = case.value["template"].as_str().unwrap();
-        // The other templates rewrite earlier turns or end none, so that the whole is another
-        // text; and there must be two questions with one answer between them.
-        let plain = ["chatml", "headers", "inst", "plain", "blocks"].contains(&template);
+        // The other templates rewrite earlier turns or end none, or end the prompt in a space
+        // that joins the answer's first token, so that the whole is another text or other
+        // tokens; and there must be two questions with one answer between them.
+        let plain = ["chatml", "headers", "inst", "blocks"].contains(&template);
         let roles: Vec<&str> = case.messages.iter().map(Message::role).collect();
         if !plain || !roles.starts_with(&["user", "assistant", "user"]) {
             continue;
