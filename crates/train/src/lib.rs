@@ -28,5 +28,5 @@ pub use metrics::{Meter, Sums, Work};
 pub use optimizer::{Optimizer, OptimizerConfig};
 pub use parallel::{Checkpointing, Collective, Gloo, Solo};
 pub use plan::Plan;
-pub use policy::{Accumulated, Entropy, Policy, PolicyConfig, StepStats};
+pub use policy::{Accumulated, Entropy, Observe, Policy, PolicyConfig, StepStats};
 pub use schedule::{Schedule, Shape};

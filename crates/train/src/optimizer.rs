@@ -164,7 +164,7 @@ impl Optimizer {
             &*velocity * -lr
         };
         if p.decay && weight_decay != 0.0 {
-            update = update - &p.master * (lr * weight_decay);
+            update -= &p.master * (lr * weight_decay);
         }
         let _ = p.master.g_add_(&update);
     }

@@ -101,6 +101,12 @@ pub(crate) struct Skips {
     pub total: u64,
 }
 
+/// Looks at the values of a microbatch and returns metrics, which add up.
+pub type Observe<'a> = dyn Fn(&Tokens) -> Result<Vec<(&'static str, f64)>, Error> + 'a;
+
+/// Turns a microbatch's hidden states into the gradients of the head's inputs.
+type PullHead<'a> = dyn FnMut(&Policy, &Walk, &Laid, &mut Sums) -> Result<Pulled, Error> + 'a;
+
 /// A decoder with trained weights.
 pub struct Policy {
     pub(crate) decoder: Decoder,
@@ -324,7 +330,7 @@ impl Policy {
         &mut self,
         units: &[Unit],
         coefficient: &dyn Fn(usize, usize, usize) -> f64,
-        observe: Option<&dyn Fn(&Tokens) -> Result<Vec<(&'static str, f64)>, Error>>,
+        observe: Option<&Observe>,
     ) -> Result<Accumulated, Error> {
         self.walk_batch(units, &mut |policy, walk, laid, sums| {
             let input = policy.head_input(walk.hidden(), laid);
@@ -407,11 +413,7 @@ impl Policy {
     }
 
     /// Runs this rank's microbatches; `head` turns hidden states into their gradient.
-    fn walk_batch(
-        &mut self,
-        units: &[Unit],
-        head: &mut dyn FnMut(&Policy, &Walk, &Laid, &mut Sums) -> Result<Pulled, Error>,
-    ) -> Result<Accumulated, Error> {
+    fn walk_batch(&mut self, units: &[Unit], head: &mut PullHead) -> Result<Accumulated, Error> {
         self.check(units)?;
         self.grads.clear();
         let mut sums = Sums::default();
@@ -437,7 +439,7 @@ impl Policy {
         units: &[Unit],
         grads: &mut Grads,
         sums: &mut Sums,
-        head: &mut dyn FnMut(&Policy, &Walk, &Laid, &mut Sums) -> Result<Pulled, Error>,
+        head: &mut PullHead,
     ) -> Result<(), Error> {
         let whole = Whole(&self.weights);
         let engine = self.engine(&whole);

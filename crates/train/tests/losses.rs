@@ -389,7 +389,7 @@ fn advantages_equal_trl() {
 fn leave_one_out_is_exact_when_the_others_are_equal() {
     let mut total = vec![0.95; 8];
     total[0] = 0.0;
-    let groups = [0..8];
+    let groups: Vec<Range<usize>> = std::iter::once(0..8).collect();
     let with = |total| advantage::Rewards {
         total,
         components: &[],

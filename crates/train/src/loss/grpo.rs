@@ -144,7 +144,7 @@ pub fn loss(objective: &Objective, batch: &Batch, counts: &Counts) -> Tensor {
     let mut per_token = (objective.term)(batch, &objective.params)
         * (objective.correction)(batch, &objective.params);
     if let (Some((kl, beta)), Some(reference)) = (objective.kl, batch.reference) {
-        per_token = per_token + kl(batch.lp, batch.old, reference) * beta;
+        per_token += kl(batch.lp, batch.old, reference) * beta;
     }
     (per_token * (objective.reduction)(batch, counts)).sum(batch.lp.kind())
 }

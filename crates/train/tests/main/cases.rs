@@ -135,7 +135,8 @@ fn unit(algorithm: Algorithm, index: usize, stream: &mut Stream) -> Unit {
             let n = 2 + stream.below(24);
             let tokens = stream.tokens(n);
             // gaps in the mask, and tokens after the last masked one
-            let mask = (0..n).map(|i| i > 0 && i + 1 < n.max(3) && (i + index as u64) % 3 != 0);
+            let mask =
+                (0..n).map(|i| i > 0 && i + 1 < n.max(3) && !(i + index as u64).is_multiple_of(3));
             Unit {
                 prefix: vec![],
                 branches: vec![Branch {
