@@ -1,6 +1,5 @@
 //! One stage on its way to a result: claim, compute, publish; again where a retry may help.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
@@ -8,22 +7,22 @@ use std::time::{Duration, Instant};
 
 use cache::{Claim, Claimed, Cost, Keep, Key, Liveness, Published, Reason, ResultRecord, Store};
 use serde_json::{Map, Value, json};
-use spec::{Event, ResumeSpec};
+use spec::ResumeSpec;
 
 use crate::cancel::{Cancel, Stop};
 use crate::error::{AttemptError, Class, Error};
+use crate::events::Events;
 use crate::gang::{self, Ending, Limits};
 use crate::guard::Guard;
 use crate::job::{self, Inputs, Layout};
-use crate::launch::{LAUNCHERS, rank_log};
+use crate::launch::LAUNCHERS;
 use crate::machine;
 use crate::options::Resume;
 use crate::report::Report;
 use crate::scratch::Scratch;
 use crate::session::Keyed;
+use crate::tail::tail;
 
-/// Lines of the log that a failure shows.
-const TAIL: usize = 20;
 /// How often another runner's attempt is looked at.
 const WAIT: Duration = Duration::from_millis(100);
 
@@ -341,7 +340,7 @@ impl Runner<'_> {
         let ranks = spec.ranks;
         let (name, launcher) = LAUNCHERS[0];
         let mut gang = launcher(guard).launch(spec)?;
-        let mut events = Events::new(self, claim.attempt, numerics, name);
+        let mut events = Events::new(stage, self.tell, claim.attempt, numerics, name);
         let end = gang::drive(gang.as_mut(), ranks, &limits, &mut |rank, event| {
             events.take(rank, event)
         });
@@ -472,153 +471,11 @@ enum Acquired {
     Stopped,
 }
 
-/// Turns a gang's events into reports and gathers what the result keeps.
-struct Events<'a> {
-    runner: &'a Runner<'a>,
-    attempt: u32,
-    launcher: &'static str,
-    /// Per range of steps: `{"from": step, ...}`.
-    numerics: Vec<Value>,
-    metrics: Map<String, Value>,
-    from: u64,
-    pace: Option<(u64, Instant)>,
-}
-
-impl<'a> Events<'a> {
-    fn new(
-        runner: &'a Runner<'a>,
-        attempt: u32,
-        numerics: Vec<Value>,
-        launcher: &'static str,
-    ) -> Events<'a> {
-        Events {
-            runner,
-            attempt,
-            launcher,
-            numerics,
-            metrics: Map::new(),
-            from: 0,
-            pace: None,
-        }
-    }
-
-    fn take(&mut self, rank: usize, event: Event) {
-        let (stage, attempt) = (self.runner.name(), self.attempt);
-        let report = match event {
-            Event::Started { numerics, .. } => {
-                let resources = &self.runner.job.stage.placement.resources;
-                let mut all = Map::new();
-                all.insert("from".into(), self.from.into());
-                all.insert("ranks".into(), resources.ranks.into());
-                all.insert("launcher".into(), self.launcher.into());
-                all.extend(numerics);
-                let all = Value::Object(all);
-                self.numerics.push(all.clone());
-                Report::Numerics {
-                    stage,
-                    attempt,
-                    numerics: all,
-                }
-            }
-            Event::Resumed { step } => {
-                self.from = step;
-                if let Some(Value::Object(last)) = self.numerics.last_mut() {
-                    last.insert("from".into(), step.into());
-                }
-                Report::Resumed {
-                    stage,
-                    attempt,
-                    step,
-                }
-            }
-            Event::Progress { step, total } => {
-                let (first, since) = *self.pace.get_or_insert((step, Instant::now()));
-                let done = step.saturating_sub(first);
-                let eta_seconds = (total > 0 && done > 0).then(|| {
-                    since.elapsed().as_secs_f64() / done as f64 * total.saturating_sub(step) as f64
-                });
-                Report::Progress {
-                    stage,
-                    attempt,
-                    step,
-                    total: (total > 0).then_some(total),
-                    eta_seconds,
-                }
-            }
-            Event::Metrics { step, metrics } => Report::Metrics {
-                stage,
-                attempt,
-                step,
-                metrics,
-            },
-            Event::Checkpoint { step } => Report::Checkpoint {
-                stage,
-                attempt,
-                step,
-            },
-            Event::Message { level, text } => {
-                let level = match level {
-                    spec::job::Level::Info => "info",
-                    spec::job::Level::Warning => "warning",
-                };
-                Report::Message {
-                    stage: Some(stage),
-                    level: level.into(),
-                    text,
-                }
-            }
-            Event::Finished { metrics } => {
-                if rank == 0 {
-                    self.metrics = metrics.into_iter().map(|(k, v)| (k, v.into())).collect();
-                }
-                return;
-            }
-            // Both are told when the gang has ended.
-            Event::Failed { .. } | Event::Stopped { .. } => return,
-        };
-        self.runner.report(report);
-    }
-}
-
-/// Summary metrics as numbers; what is no number is left out.
-pub fn numbers(metrics: &Map<String, Value>) -> BTreeMap<String, f64> {
-    metrics
-        .iter()
-        .filter_map(|(k, v)| Some((k.clone(), v.as_f64()?)))
-        .collect()
-}
-
 fn into_map(value: Value) -> Map<String, Value> {
     match value {
         Value::Object(map) => map,
         _ => Map::new(),
     }
-}
-
-/// The last lines of a log, of the ranks beside it too when rank 0 said nothing.
-fn tail(log: &Path) -> Vec<String> {
-    for rank in 0..64 {
-        let path = rank_log(log, rank);
-        let Ok(text) = read_end(&path) else { break };
-        let lines: Vec<&str> = text.lines().collect();
-        if !lines.is_empty() {
-            return lines[lines.len().saturating_sub(TAIL)..]
-                .iter()
-                .map(|l| (*l).to_owned())
-                .collect();
-        }
-    }
-    Vec::new()
-}
-
-fn read_end(path: &Path) -> std::io::Result<String> {
-    use std::io::{Read, Seek, SeekFrom};
-    let mut file = std::fs::File::open(path)?;
-    let len = file.metadata()?.len();
-    file.seek(SeekFrom::Start(len.saturating_sub(16 << 10)))?;
-    let mut bytes = Vec::new();
-    file.take(16 << 10).read_to_end(&mut bytes)?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// The failure that an assertion is.

@@ -16,6 +16,7 @@ mod attempt;
 mod cancel;
 mod clock;
 mod error;
+mod events;
 mod gang;
 mod history;
 mod job;
@@ -31,6 +32,7 @@ mod session;
 mod slots;
 mod source;
 mod states;
+mod tail;
 mod trainer;
 
 pub use cancel::{Cancel, Stop};

@@ -1,0 +1,154 @@
+//! From "everything it reads is there" to reused, ready or failed.
+
+use super::{Run, Waiting};
+use crate::attempt::Start;
+use crate::error::{AttemptError, Class, Error};
+use crate::history;
+use crate::report::Report;
+use crate::resolve::{Decision, State, Why, decide, decide_all, explain};
+use crate::session::{Keyed, Session};
+use crate::states::Phase;
+
+impl Run<'_> {
+    /// Decides all stages as far as possible; fetches the sources without which nothing more can be said.
+    pub(super) fn decide_sources(&mut self) -> Result<(), Error> {
+        let mut decisions = decide_all(&self.session)?;
+        let mut missing: Vec<String> = Vec::new();
+        for decision in &decisions {
+            let State::Undecided(references) = &decision.state else {
+                continue;
+            };
+            for name in references.iter().filter_map(|r| r.strip_prefix("source.")) {
+                if !missing.iter().any(|m| m == name) {
+                    missing.push(name.to_owned());
+                }
+            }
+        }
+        for name in &missing {
+            let text = format!(
+                "fetching source '{name}' ({})",
+                self.session.plan.recipe.sources[name.as_str()].from
+            );
+            self.report(Report::Message {
+                stage: None,
+                level: "info".into(),
+                text,
+            });
+            let Session {
+                plan,
+                store,
+                sources,
+                options,
+                ..
+            } = &mut self.session;
+            sources.pin(&plan.recipe, name, store, options.offline)?;
+        }
+        if !missing.is_empty() {
+            decisions = decide_all(&self.session)?;
+        }
+        self.session.sources.save()?;
+        for (source, digest, text) in std::mem::take(&mut self.session.sources.notices) {
+            self.report(Report::Source {
+                source,
+                digest: digest.hex(),
+                text,
+            });
+        }
+        self.decisions = decisions.into_iter().map(Some).collect();
+        Ok(())
+    }
+
+    /// Takes a stage whose inputs are all there to its end or to the ready ones.
+    pub(super) fn settle(&mut self, i: usize) -> Result<(), Error> {
+        let early = self.decisions[i]
+            .take()
+            .filter(|d| !matches!(d.state, State::Undecided(_)));
+        let decision = match early {
+            Some(decision) => decision,
+            None => self.decide_late(i)?,
+        };
+        self.states.outcomes[i].key = decision.keyed.as_ref().map(|k| k.key.hex());
+        match (decision.state, decision.keyed) {
+            (State::Reuse(found), _) => self.reuse(i, *found),
+            (State::Run(why), Some(keyed)) => self.make_ready(i, why, keyed)?,
+            (State::Missing, _) => {
+                let stage = &self.session.plan.order[i].stage.name;
+                self.fail(
+                    i,
+                    AttemptError {
+                        help: Some(format!("run it first: `recipe run RECIPE {stage}`")),
+                        ..AttemptError::new(
+                            Class::Config,
+                            "the store lacks its result, and the selection does not let it run",
+                        )
+                    },
+                );
+            }
+            (State::Undecided(references), _) => {
+                self.fail(
+                    i,
+                    AttemptError::new(
+                        Class::Integrity,
+                        format!("{} is not known", references.join(", ")),
+                    ),
+                );
+            }
+            (State::Run(_), None) | (State::Out, _) => {}
+        }
+        Ok(())
+    }
+
+    /// Decides a stage whose upstream ran in this run. Its result must be whole: something may be about to need it.
+    fn decide_late(&self, i: usize) -> Result<Decision, Error> {
+        let mut decision = decide(&self.session, i, &self.states.outputs)?;
+        if let State::Reuse(found) = &decision.state
+            && let Err(what) = self.session.intact(&found.record)?
+        {
+            decision.state = State::Run(Why::Repair { what });
+        }
+        Ok(decision)
+    }
+
+    fn make_ready(&mut self, i: usize, mut why: Why, keyed: Keyed) -> Result<(), Error> {
+        let session = &self.session;
+        let plan = session.plan;
+        if self.past.is_none() {
+            let past = history::of(&session.store, &plan.recipe.name, plan.order.len());
+            let seconds = |i: usize| {
+                past.get(&plan.order[i].stage.name)
+                    .and_then(|p| p.cost_seconds)
+                    .unwrap_or(1.0)
+            };
+            self.paths = self.states.critical_paths(seconds);
+            self.past = Some(past);
+        }
+        let name = &plan.order[i].stage.name;
+        if why == Why::New {
+            why = explain(
+                session,
+                &keyed,
+                self.past.as_ref().and_then(|p| p.get(name)),
+            )?;
+        }
+        let start = match &why {
+            Why::Forced => Start::Forced,
+            Why::Repair { .. } => match session.store.current(&keyed.key)? {
+                Some((broken, _)) => Start::Repair(broken),
+                None => Start::First,
+            },
+            _ => Start::First,
+        };
+        self.states.outcomes[i].why = Some(why.to_string());
+        self.report(Report::StageQueued {
+            stage: name.clone(),
+            why: why.to_string(),
+        });
+        self.states.set(i, Phase::Ready);
+        self.ready.push((i, Waiting { keyed, start }));
+        let paths = &self.paths;
+        // Longest way to go first; among equals, in plan order. The last of the list is taken first.
+        self.ready
+            .sort_by(|(a, _), (b, _)| paths[*a].total_cmp(&paths[*b]).then(b.cmp(a)));
+        Ok(())
+    }
+}
