@@ -49,7 +49,12 @@ impl<'a> Checkpoints<'a> {
         let key = Key::from_str(&stage.job.key)
             .map_err(|e| Failure::config(format!("key '{}': {e}", stage.job.key), ""))?;
         let store = Store::open(&stage.job.store)?;
-        Ok(Checkpoints { stage, store, key, carried: Vec::new() })
+        Ok(Checkpoints {
+            stage,
+            store,
+            key,
+            carried: Vec::new(),
+        })
     }
 
     /// Adds a file to every checkpoint from now on.
@@ -69,13 +74,18 @@ impl<'a> Checkpoints<'a> {
         policy: &mut Policy,
         optimizer: &mut Optimizer,
     ) -> Result<Option<Resumed<S>>> {
-        let Some(resume) = &self.stage.job.resume else { return Ok(None) };
+        let Some(resume) = &self.stage.job.resume else {
+            return Ok(None);
+        };
         let saved = policy.load_checkpoint(&resume.path, optimizer)?;
         if saved.step != resume.step {
             return Err(Failure::new(
                 spec::FailureClass::Integrity,
                 "W0602",
-                format!("the checkpoint of step {} says it is of step {}", resume.step, saved.step),
+                format!(
+                    "the checkpoint of step {} says it is of step {}",
+                    resume.step, saved.step
+                ),
                 "run with `--resume never`",
             ));
         }
@@ -87,8 +97,13 @@ impl<'a> Checkpoints<'a> {
                 "run with `--resume never`",
             )
         })?;
-        self.stage.report.event(&Event::Resumed { step: saved.step });
-        Ok(Some(Resumed { step: saved.step, state }))
+        self.stage
+            .report
+            .event(&Event::Resumed { step: saved.step });
+        Ok(Some(Resumed {
+            step: saved.step,
+            state,
+        }))
     }
 
     /// Called after each step: takes a checkpoint where one is due or a stop was asked for.
@@ -137,7 +152,11 @@ impl<'a> Checkpoints<'a> {
         fs::create_dir_all(&dir).map_err(at(&dir))?;
         let extra = serde_json::to_value(state)
             .map_err(|e| Failure::failed("W0902", format!("state of the stage: {e}"), ""))?;
-        let state = CheckpointState { step, cursor: step, extra };
+        let state = CheckpointState {
+            step,
+            cursor: step,
+            extra,
+        };
         policy.save_checkpoint(&dir, optimizer, &state)?;
         for file in &self.carried {
             let name = file.file_name().unwrap_or_default();
@@ -145,8 +164,10 @@ impl<'a> Checkpoints<'a> {
         }
         let job = &self.stage.job;
         let meta = json!({ "stage": job.stage, "step": step });
-        self.store.commit_checkpoint(&self.key, job.attempt, step, &dir, Ingest::Move, meta)?;
-        self.store.prune_checkpoints(&self.key, job.checkpoint.keep as usize)?;
+        self.store
+            .commit_checkpoint(&self.key, job.attempt, step, &dir, Ingest::Move, meta)?;
+        self.store
+            .prune_checkpoints(&self.key, job.checkpoint.keep as usize)?;
         remove(&dir);
         self.stage.report.event(&Event::Checkpoint { step });
         Ok(())

@@ -12,8 +12,15 @@ pub fn run(stage: &Stage) -> Result<Done> {
         return Ok(Done::Finished(Metrics::new()));
     }
     let with: Convert = stage.with()?;
-    let conversion = Conversion { dtype: store_dtype(with.dtype), ..Conversion::default() };
-    let config = model::convert::convert(stage.input("model")?, stage.output("model")?, conversion)?;
+    let conversion = Conversion {
+        dtype: store_dtype(with.dtype),
+        ..Conversion::default()
+    };
+    let config =
+        model::convert::convert(stage.input("model")?, stage.output("model")?, conversion)?;
     let parameters = config.param_count() as f64;
-    Ok(Done::Finished(Metrics::from([("parameters".into(), parameters)])))
+    Ok(Done::Finished(Metrics::from([(
+        "parameters".into(),
+        parameters,
+    )])))
 }

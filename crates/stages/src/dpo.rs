@@ -52,7 +52,7 @@ pub fn run(stage: &Stage) -> Result<Done> {
     };
     let pairs = examples::pairs(stage, "data", &tokenizer, &limits)?.required("data")?;
     let held_out = examples::pairs(stage, "validation", &tokenizer, &limits)?;
-    stage.report.metrics(0, pairs.counts.metrics("data"));
+    stage.report.metrics(0, pairs.metrics());
 
     let order = Order::new(pairs.items.len(), training.seed);
     let batches = Batches::new(&training, pairs.items.len());
@@ -68,14 +68,20 @@ pub fn run(stage: &Stage) -> Result<Done> {
     };
 
     let mut checkpoints = Checkpoints::open(stage)?;
-    let references =
-        if objective.loss.reference {
-            let once = batches.rows().min(pairs.items.len() as u64) as usize;
-            let rows: Vec<Vec<usize>> = chunks(&order.take(0, once), training.batch_size as usize);
-            Some(references(stage, &with, &mut checkpoints, &pairs, &rows, &held_out)?)
-        } else {
-            None
-        };
+    let references = if objective.loss.reference {
+        let once = batches.rows().min(pairs.items.len() as u64) as usize;
+        let rows: Vec<Vec<usize>> = chunks(&order.take(0, once), training.batch_size as usize);
+        Some(references(
+            stage,
+            &with,
+            &mut checkpoints,
+            &pairs,
+            &rows,
+            &held_out,
+        )?)
+    } else {
+        None
+    };
     let (reference, held_out_reference) = match &references {
         Some((train, validation)) => (Some(train), Some(validation)),
         None => (None, None),
@@ -102,7 +108,12 @@ pub fn run(stage: &Stage) -> Result<Done> {
         let step = step + 1;
         let mut metrics = training::step_metrics(&done, &update, lr, &clock, &meter);
         if due(with.validate_every, step, batches.steps) {
-            metrics.extend(validate(&policy, &objective, &held_out.items, held_out_reference)?);
+            metrics.extend(validate(
+                &policy,
+                &objective,
+                &held_out.items,
+                held_out_reference,
+            )?);
         }
         state.last = metrics.clone();
         stage.report.metrics(step, metrics);
@@ -113,7 +124,7 @@ pub fn run(stage: &Stage) -> Result<Done> {
     }
     training::export(stage, &policy)?;
     let mut summary = state.last;
-    summary.extend(pairs.counts.metrics("data"));
+    summary.extend(pairs.metrics());
     Ok(Done::Finished(summary))
 }
 
@@ -176,7 +187,10 @@ impl Objective {
             loss += sft::nll(&chosen, counts.chosen_tokens) * self.sft_weight;
         }
         let mean = |x: &tch::Tensor| x.sum(Kind::Double).double_value(&[]) / counts.pairs as f64;
-        let (dc, dr) = (&pairs.chosen * self.params.beta, &pairs.rejected * self.params.beta);
+        let (dc, dr) = (
+            &pairs.chosen * self.params.beta,
+            &pairs.rejected * self.params.beta,
+        );
         let values = [
             mean(&dc),
             mean(&dr),
@@ -185,7 +199,10 @@ impl Objective {
             mean(&chosen),
             mean(&rejected),
         ];
-        LossOut { loss, metrics: names.into_iter().zip(values).collect() }
+        LossOut {
+            loss,
+            metrics: names.into_iter().zip(values).collect(),
+        }
     }
 }
 
@@ -206,7 +223,9 @@ fn references(
     let missing = known.is_none() || !held_out.items.is_empty();
     let model = match missing {
         true => {
-            let dir = stage.optional("reference").map_or_else(|| stage.input("model"), Ok)?;
+            let dir = stage
+                .optional("reference")
+                .map_or_else(|| stage.input("model"), Ok)?;
             Some(training::scorer(stage, dir, with.dtype)?)
         }
         false => None,
@@ -249,8 +268,14 @@ fn validate(
         let values = policy.logprobs(part)?;
         let (logp, units) = reference::flatten(&values, objective.device);
         let entropy = tch::Tensor::zeros([0], (logp.kind(), logp.device()));
-        let tokens = Tokens { logp, entropy, units: &units };
-        let known = reference.map(|known| known.rows(&tokens, |unit| first + unit)).transpose()?;
+        let tokens = Tokens {
+            logp,
+            entropy,
+            units: &units,
+        };
+        let known = reference
+            .map(|known| known.rows(&tokens, |unit| first + unit))
+            .transpose()?;
         let out = objective.evaluate(&tokens, known.as_ref(), &counts, HELD_OUT);
         *metrics.entry("validation/loss".into()).or_default() += out.loss.double_value(&[]);
         for (name, value) in out.metrics {

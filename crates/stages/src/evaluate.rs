@@ -114,7 +114,10 @@ fn tasks(
     };
     let samples = with.samples as usize;
     let mut lines = match stage.gang.leads() {
-        true => Some(Lines::create(stage.output("completions")?, "completions.jsonl")?),
+        true => Some(Lines::create(
+            stage.output("completions")?,
+            "completions.jsonl",
+        )?),
         false => None,
     };
     let mut graded = Vec::new();
@@ -123,7 +126,12 @@ fn tasks(
     for part in ids.chunks(PART) {
         let prompts = part
             .iter()
-            .map(|id| Ok(Prompt { id: *id, task: environment.task(Split::Test, *id, with.seed)? }))
+            .map(|id| {
+                Ok(Prompt {
+                    id: *id,
+                    task: environment.task(Split::Test, *id, with.seed)?,
+                })
+            })
             .collect::<Result<Vec<Prompt>>>()?;
         let env = &*environment;
         let played = play::play(stage, policy, tokenizer, env, &prompts, samples, &sampling)?;
@@ -136,13 +144,17 @@ fn tasks(
             // a grade that is missing is no wrong answer: the task leaves the report
             match played.iter().find_map(|one| one.failure.as_ref()) {
                 Some(why) => {
-                    stage.report.warn(format!("task {}: the environment failed: {why}", prompt.id));
+                    stage
+                        .report
+                        .warn(format!("task {}: the environment failed: {why}", prompt.id));
                     failed += 1;
                 }
                 None => graded.push(grade(&*environment, prompt, played)),
             }
         }
-        stage.report.progress(part.last().map_or(0, |id| id + 1), count);
+        stage
+            .report
+            .progress(part.last().map_or(0, |id| id + 1), count);
     }
     if let Some(lines) = lines {
         lines.finish()?;
@@ -200,7 +212,10 @@ fn grade(environment: &dyn Environment, prompt: &Prompt, played: &[Played]) -> T
 fn summarise(graded: &[Task], k: &[u64], report: &mut Report) {
     let mut kinds: BTreeMap<String, Vec<&Task>> = BTreeMap::new();
     for task in graded {
-        kinds.entry(format!("{}/", task.environment)).or_default().push(task);
+        kinds
+            .entry(format!("{}/", task.environment))
+            .or_default()
+            .push(task);
     }
     kinds.insert(String::new(), graded.iter().collect());
     for (prefix, tasks) in kinds {
@@ -212,13 +227,19 @@ fn summarise(graded: &[Task], k: &[u64], report: &mut Report) {
         let samples = |task: &Task| task.answers.len() as f64;
         add("accuracy", &|task| right(task) as f64 / samples(task));
         for k in k.iter().map(|k| *k as usize) {
-            add(&format!("pass@{k}"), &|task| stats::pass_at_k(task.answers.len(), right(task), k));
+            add(&format!("pass@{k}"), &|task| {
+                stats::pass_at_k(task.answers.len(), right(task), k)
+            });
             add(&format!("cons@{k}"), &|task| {
                 f64::from(u8::from(stats::cons_at_k(&task.answers, k)))
             });
         }
-        add("mean_length", &|task| task.lengths.iter().sum::<usize>() as f64 / samples(task));
-        add("truncation_rate", &|task| task.truncated as f64 / samples(task));
+        add("mean_length", &|task| {
+            task.lengths.iter().sum::<usize>() as f64 / samples(task)
+        });
+        add("truncation_rate", &|task| {
+            task.truncated as f64 / samples(task)
+        });
         report.counts.insert(format!("{prefix}tasks"), tasks.len());
     }
 }
@@ -232,7 +253,10 @@ fn rows(
     report: &mut Report,
 ) -> Result<()> {
     let data = stage.dataset("data")?.ok_or_else(|| {
-        Failure::config("nothing to evaluate on", "give `environment`, or an input `data`")
+        Failure::config(
+            "nothing to evaluate on",
+            "give `environment`, or an input `data`",
+        )
     })?;
     let count = match with.examples {
         0 => data.len(),
@@ -246,7 +270,12 @@ fn rows(
     for part in all.chunks(PART) {
         let mut units: Vec<Unit> = Vec::new();
         for row in part {
-            units.extend(score::trained(&data.record(*row)?, tokenizer, &limits, &mut counts)?);
+            units.extend(score::trained(
+                &data.record(*row)?,
+                tokenizer,
+                &limits,
+                &mut counts,
+            )?);
         }
         for branches in policy.logprobs(&units)? {
             let sum = |branch: &[f32]| branch.iter().map(|lp| f64::from(*lp)).sum::<f64>();
@@ -257,12 +286,18 @@ fn rows(
                 others => sequences.extend(others.iter().map(|one| (-sum(one), one.len()))),
             }
         }
-        stage.report.progress(part.last().map_or(0, |row| row + 1) as u64, count as u64);
+        stage
+            .report
+            .progress(part.last().map_or(0, |row| row + 1) as u64, count as u64);
     }
     report.add("perplexity".into(), stats::perplexity(&sequences));
     report.add("preference_accuracy".into(), stats::mean(&preferred));
     report.counts.insert("rows".into(), count);
-    report.counts.insert("truncated".into(), counts.truncated as usize);
-    report.counts.insert("tokens".into(), sequences.iter().map(|(_, n)| n).sum());
+    report
+        .counts
+        .insert("truncated".into(), counts.truncated as usize);
+    report
+        .counts
+        .insert("tokens".into(), sequences.iter().map(|(_, n)| n).sum());
     Ok(())
 }

@@ -16,28 +16,7 @@ pub struct Examples {
     pub items: Vec<Unit>,
     /// The row of each item.
     pub rows: Vec<usize>,
-    pub counts: Tally,
-}
-
-/// How many rows became what.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Tally {
-    counts: Counts,
-    /// Rows without a token that trains.
-    empty: u64,
-}
-
-impl Tally {
-    /// As metrics `<name>/examples`, `<name>/truncated`, `<name>/dropped` and `<name>/empty`.
-    pub fn metrics(&self, name: &str) -> Metrics {
-        let counts = [
-            ("examples", self.counts.kept - self.empty),
-            ("truncated", self.counts.truncated),
-            ("dropped", self.counts.dropped),
-            ("empty", self.empty),
-        ];
-        counts.into_iter().map(|(what, n)| (format!("{name}/{what}"), n as f64)).collect()
-    }
+    pub counts: Counts,
 }
 
 impl Examples {
@@ -46,23 +25,27 @@ impl Examples {
         if !self.items.is_empty() {
             return Ok(self);
         }
-        let Tally { counts, empty } = self.counts;
         Err(Failure::data(
             format!(
-                "input '{input}' has no example to train on: {} rows were dropped as longer than max_length, {empty} have no token that trains",
-                counts.dropped
+                "input '{input}' has no example to train on: {} rows were dropped as longer than max_length",
+                self.counts.dropped
             ),
-            "raise `max_length`, or look at `train_on`",
+            "raise `max_length`",
         ))
     }
 
+    /// What became of the rows, as metrics `data/examples`, `data/truncated` and `data/dropped`.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::from([
+            ("data/examples".into(), self.counts.kept as f64),
+            ("data/truncated".into(), self.counts.truncated as f64),
+            ("data/dropped".into(), self.counts.dropped as f64),
+        ])
+    }
+
     fn add(&mut self, row: usize, unit: Unit) {
-        if unit.branches.iter().all(|branch| branch.masked() == 0) {
-            self.counts.empty += 1;
-        } else {
-            self.items.push(unit);
-            self.rows.push(row);
-        }
+        self.items.push(unit);
+        self.rows.push(row);
     }
 }
 
@@ -75,9 +58,11 @@ pub fn sequences(
     limits: &Limits,
 ) -> Result<Examples> {
     let mut examples = Examples::default();
-    let Some(dataset) = stage.dataset(input)? else { return Ok(examples) };
+    let Some(dataset) = stage.dataset(input)? else {
+        return Ok(examples);
+    };
     for (row, record) in dataset.records().enumerate() {
-        let counts = &mut examples.counts.counts;
+        let counts = &mut examples.counts;
         for example in example::sft(&record?, tokenizer, train_on, limits, counts)? {
             examples.add(row, sequence(example));
         }
@@ -86,11 +71,18 @@ pub fn sequences(
 }
 
 /// The rows of an input as preference pairs; none where the input is not given.
-pub fn pairs(stage: &Stage, input: &str, tokenizer: &Tokenizer, limits: &Limits) -> Result<Examples> {
+pub fn pairs(
+    stage: &Stage,
+    input: &str,
+    tokenizer: &Tokenizer,
+    limits: &Limits,
+) -> Result<Examples> {
     let mut examples = Examples::default();
-    let Some(dataset) = stage.dataset(input)? else { return Ok(examples) };
+    let Some(dataset) = stage.dataset(input)? else {
+        return Ok(examples);
+    };
     for (row, record) in dataset.records().enumerate() {
-        let counts = &mut examples.counts.counts;
+        let counts = &mut examples.counts;
         if let Some(pair) = example::preference(&record?, tokenizer, limits, counts)? {
             examples.add(row, preference(pair));
         }
@@ -100,16 +92,25 @@ pub fn pairs(stage: &Stage, input: &str, tokenizer: &Tokenizer, limits: &Limits)
 
 /// A pair as a unit: the prompt, then chosen and rejected.
 pub fn preference(pair: Pair) -> Unit {
-    Unit { prefix: pair.prefix, branches: vec![branch(pair.chosen), branch(pair.rejected)] }
+    Unit {
+        prefix: pair.prefix,
+        branches: vec![branch(pair.chosen), branch(pair.rejected)],
+    }
 }
 
 /// A sequence as a unit.
 pub fn sequence(example: Example) -> Unit {
-    Unit { prefix: Vec::new(), branches: vec![branch(example)] }
+    Unit {
+        prefix: Vec::new(),
+        branches: vec![branch(example)],
+    }
 }
 
 fn branch(example: Example) -> Branch {
-    Branch { tokens: example.tokens, mask: example.mask }
+    Branch {
+        tokens: example.tokens,
+        mask: example.mask,
+    }
 }
 
 /// The sum of the log-probabilities of each branch's masked tokens, by unit. Many units at a

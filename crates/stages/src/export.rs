@@ -38,22 +38,39 @@ pub fn run(stage: &Stage) -> Result<Done> {
     let path = dir.join("README.md");
     fs::write(&path, card(stage, &with, &config, &reports)).map_err(at(&path))?;
     let parameters = config.param_count() as f64;
-    Ok(Done::Finished(Metrics::from([("parameters".into(), parameters)])))
+    Ok(Done::Finished(Metrics::from([(
+        "parameters".into(),
+        parameters,
+    )])))
 }
 
 fn read_report(dir: &Path) -> Result<Value> {
-    let path = if dir.is_dir() { dir.join("report.json") } else { dir.to_path_buf() };
+    let path = if dir.is_dir() {
+        dir.join("report.json")
+    } else {
+        dir.to_path_buf()
+    };
     let text = fs::read(&path).map_err(at(&path))?;
     serde_json::from_slice(&text).map_err(|e| {
-        Failure::data(format!("{}: {e}", path.display()), "give the report of an `evaluate` stage")
+        Failure::data(
+            format!("{}: {e}", path.display()),
+            "give the report of an `evaluate` stage",
+        )
     })
 }
 
 fn card(stage: &Stage, with: &Export, config: &arch::ModelConfig, reports: &[Value]) -> String {
-    let title = if with.title.is_empty() { "Model card" } else { &with.title };
+    let title = if with.title.is_empty() {
+        "Model card"
+    } else {
+        &with.title
+    };
     let mut out = String::new();
     // writing to a String does not fail
-    let _ = writeln!(out, "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n");
+    let _ = writeln!(
+        out,
+        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n"
+    );
     let _ = writeln!(out, "# {title}\n\n{PROVENANCE}\n");
     let _ = writeln!(
         out,
@@ -65,7 +82,10 @@ fn card(stage: &Stage, with: &Export, config: &arch::ModelConfig, reports: &[Val
         config.vocab_size,
     );
     for report in reports {
-        let _ = writeln!(out, "## Evaluation\n\n| metric | value | 95% interval |\n|---|---|---|");
+        let _ = writeln!(
+            out,
+            "## Evaluation\n\n| metric | value | 95% interval |\n|---|---|---|"
+        );
         for (name, value) in report["metrics"].as_object().into_iter().flatten() {
             let number = |value: &Value| value.as_f64().map_or("-".into(), |v| format!("{v:.4}"));
             let interval = &report["intervals"][name];

@@ -32,7 +32,11 @@ impl Failure {
     }
 
     /// The stage itself cannot go on; a retry would repeat it.
-    pub fn failed(code: &'static str, message: impl Into<String>, help: impl Into<String>) -> Failure {
+    pub fn failed(
+        code: &'static str,
+        message: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Failure {
         Failure::new(FailureClass::Failed, code, message, help)
     }
 
@@ -42,7 +46,12 @@ impl Failure {
         message: impl Into<String>,
         help: impl Into<String>,
     ) -> Failure {
-        Failure { class, code, message: message.into(), help: help.into() }
+        Failure {
+            class,
+            code,
+            message: message.into(),
+            help: help.into(),
+        }
     }
 
     /// What the worker exits with.
@@ -60,7 +69,11 @@ impl Failure {
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         write!(f, "error[{}]: {}", self.code, self.message)?;
-        if self.help.is_empty() { Ok(()) } else { write!(f, "\nhelp: {}", self.help) }
+        if self.help.is_empty() {
+            Ok(())
+        } else {
+            write!(f, "\nhelp: {}", self.help)
+        }
     }
 }
 
@@ -140,7 +153,9 @@ impl From<rollout::Error> for Failure {
     fn from(e: rollout::Error) -> Failure {
         use rollout::Error as E;
         let class = match &e {
-            E::NotFinite { .. } | E::WeightsChanged { .. } | E::Version { .. } => FailureClass::Failed,
+            E::NotFinite { .. } | E::WeightsChanged { .. } | E::Version { .. } => {
+                FailureClass::Failed
+            }
             _ => FailureClass::Config,
         };
         Failure::new(class, "W0402", e.to_string(), "")

@@ -26,18 +26,30 @@ impl Gang {
     pub fn join() -> Result<Gang> {
         let size = number("WORLD_SIZE")?.unwrap_or(1);
         if size <= 1 {
-            return Ok(Gang { rank: 0, size: 1, collective: Rc::new(Solo) });
+            return Ok(Gang {
+                rank: 0,
+                size: 1,
+                collective: Rc::new(Solo),
+            });
         }
         let rank = number("RANK")?.ok_or_else(|| missing("RANK"))?;
         let port = number("MASTER_PORT")?.ok_or_else(|| missing("MASTER_PORT"))?;
-        let port = u16::try_from(port)
-            .map_err(|_| Failure::config(format!("MASTER_PORT is {port}"), "give a port below 65536"))?;
+        let port = u16::try_from(port).map_err(|_| {
+            Failure::config(format!("MASTER_PORT is {port}"), "give a port below 65536")
+        })?;
         let addr = std::env::var("MASTER_ADDR").map_err(|_| missing("MASTER_ADDR"))?;
         if rank >= size {
-            return Err(Failure::config(format!("RANK is {rank} of {size}"), "ranks count from 0"));
+            return Err(Failure::config(
+                format!("RANK is {rank} of {size}"),
+                "ranks count from 0",
+            ));
         }
         let collective = Rc::new(Gloo::join(rank, size, &addr, port, DEADLINE)?);
-        Ok(Gang { rank, size, collective })
+        Ok(Gang {
+            rank,
+            size,
+            collective,
+        })
     }
 
     /// Whether this rank writes what all share.
@@ -61,7 +73,11 @@ impl Gang {
     }
 
     /// The items of all ranks, in rank order, on every rank.
-    pub fn gather<T: Serialize + DeserializeOwned>(&self, items: Vec<T>, phase: &str) -> Result<Vec<T>> {
+    pub fn gather<T: Serialize + DeserializeOwned>(
+        &self,
+        items: Vec<T>,
+        phase: &str,
+    ) -> Result<Vec<T>> {
         if self.size == 1 {
             return Ok(items);
         }
@@ -71,12 +87,14 @@ impl Gang {
         let mut lengths = Tensor::zeros([self.size as i64], (Kind::Int64, Device::Cpu));
         let mine = Tensor::from_slice(&[own as i64]);
         self.collective.all_gather(&mut lengths, &mine, phase)?;
-        let lengths: Vec<usize> =
-            (0..self.size).map(|rank| lengths.int64_value(&[rank as i64]) as usize).collect();
+        let lengths: Vec<usize> = (0..self.size)
+            .map(|rank| lengths.int64_value(&[rank as i64]) as usize)
+            .collect();
         let longest = lengths.iter().copied().max().unwrap_or(0);
         bytes.resize(longest, b' ');
         let mut all = Tensor::zeros([(self.size * longest) as i64], (Kind::Uint8, Device::Cpu));
-        self.collective.all_gather(&mut all, &Tensor::from_slice(&bytes), phase)?;
+        self.collective
+            .all_gather(&mut all, &Tensor::from_slice(&bytes), phase)?;
         let mut text = vec![0u8; self.size * longest];
         all.copy_data(&mut text, self.size * longest);
         let mut gathered = Vec::new();
@@ -98,11 +116,17 @@ fn number(variable: &str) -> Result<Option<usize>> {
     match std::env::var(variable) {
         Err(_) => Ok(None),
         Ok(text) => text.parse().map(Some).map_err(|_| {
-            Failure::config(format!("{variable} is '{text}'"), "start ranks as torchrun does")
+            Failure::config(
+                format!("{variable} is '{text}'"),
+                "start ranks as torchrun does",
+            )
         }),
     }
 }
 
 fn missing(variable: &str) -> Failure {
-    Failure::config(format!("WORLD_SIZE is set but not {variable}"), "start ranks as torchrun does")
+    Failure::config(
+        format!("WORLD_SIZE is set but not {variable}"),
+        "start ranks as torchrun does",
+    )
 }

@@ -43,12 +43,18 @@ pub fn run(stage: &Stage) -> Result<Done> {
         seed: with.seed,
         ..Sampling::default()
     };
-    let config = RolloutConfig { eos: tokenizer.eos_ids().to_vec(), ..RolloutConfig::default() };
+    let config = RolloutConfig {
+        eos: tokenizer.eos_ids().to_vec(),
+        ..RolloutConfig::default()
+    };
     let mut rollout =
         Rollout::new(policy.decoder(), policy.weights(), config)?.with_tokenizer(&tokenizer);
 
     let mut lines = match stage.gang.leads() {
-        true => Some(Lines::create(stage.output("completions")?, "completions.jsonl")?),
+        true => Some(Lines::create(
+            stage.output("completions")?,
+            "completions.jsonl",
+        )?),
         false => None,
     };
     let (mut tokens, mut cut, mut count) = (0usize, 0usize, 0usize);
@@ -72,7 +78,7 @@ pub fn run(stage: &Stage) -> Result<Done> {
             completions.push(Completion {
                 index: sample.request,
                 sample: sample.sample,
-                text: tokenizer.decode(&sample.tokens, true)?,
+                text: rollout::text(&tokenizer, &sampling, &sample.tokens)?,
                 tokens: sample.tokens,
                 logprobs: sample.logprobs,
                 finish_reason: sample.finish,
@@ -88,7 +94,9 @@ pub fn run(stage: &Stage) -> Result<Done> {
                 lines.push(completion)?;
             }
         }
-        stage.report.progress((first + rows.len()) as u64, prompts.len() as u64);
+        stage
+            .report
+            .progress((first + rows.len()) as u64, prompts.len() as u64);
     }
     if let Some(lines) = lines {
         lines.finish()?;

@@ -17,14 +17,15 @@
 use data::env::{Environment, Split};
 use rollout::Sampling;
 use serde::{Deserialize, Serialize};
-use spec::kinds::grpo::{Grpo, Kl, OverlongCompletion};
+use spec::kinds::grpo::{Correction, Grpo, Kl, OverlongCompletion};
 use train::loss::advantage::{self, Advantage};
 use train::loss::{find, grpo};
 use train::{Meter, Policy};
 
+use crate::batch::Batch;
 use crate::checkpoints::{Checkpoints, Next};
 use crate::failure::{Failure, Result};
-use crate::group::{self, Batch, Group};
+use crate::group::{self, Group};
 use crate::play::{self, Prompt};
 use crate::report::Metrics;
 use crate::stage::{Done, Stage};
@@ -83,6 +84,9 @@ pub fn run(stage: &Stage) -> Result<Done> {
         },
     };
 
+    // only the ratio enters the loss: the gradient of the first update is known beforehand
+    let known = objective.kl.is_none() && with.correction == Correction::None;
+
     let mut optimizer = training::optimizer(&training);
     let checkpoints = Checkpoints::open(stage)?;
     let resumed = checkpoints.resume(&mut policy, &mut optimizer)?;
@@ -101,15 +105,22 @@ pub fn run(stage: &Stage) -> Result<Done> {
         }
         run.shape_rewards(&mut groups);
         group::measure(&groups, &mut metrics);
-        let batch = Batch::new(groups, advantage, &run.with.overlong, with.max_tokens as usize);
+        let batch = Batch::new(
+            groups,
+            advantage,
+            &run.with.overlong,
+            with.max_tokens as usize,
+        );
         clock.lap("reward");
 
         let lr = schedule.at(step);
         if batch.is_empty() {
-            stage.report.warn(format!("step {}: no group to train on", step + 1));
+            stage
+                .report
+                .warn(format!("step {}: no group to train on", step + 1));
         }
         for update in 0..if batch.is_empty() { 0 } else { with.updates } {
-            let done = batch.accumulate(&mut policy, &objective, update == 0)?;
+            let done = batch.accumulate(&mut policy, &objective, update == 0, known)?;
             let applied = policy.apply(&mut optimizer, lr)?;
             // of several updates the first is on the policy that sampled: what is compared
             if update == 0 {
@@ -139,12 +150,21 @@ pub fn run(stage: &Stage) -> Result<Done> {
 impl Run<'_> {
     /// A batch of groups: those that waited, then fresh ones. With dynamic sampling groups that
     /// teach nothing are dropped and replaced, and what is too much waits for the next step.
-    fn rollout(&self, policy: &Policy, state: &mut State, metrics: &mut Metrics) -> Result<Vec<Group>> {
+    fn rollout(
+        &self,
+        policy: &Policy,
+        state: &mut State,
+        metrics: &mut Metrics,
+    ) -> Result<Vec<Group>> {
         let size = self.with.batch_size as usize;
         let mut groups = std::mem::take(&mut state.surplus);
         groups.iter_mut().for_each(|group| group.stale = true);
         let waited = groups.len();
-        let rounds = if self.with.dynamic_sampling { ROUNDS } else { 1 };
+        let rounds = if self.with.dynamic_sampling {
+            ROUNDS
+        } else {
+            1
+        };
         let (mut sampled, mut failed, mut flat) = (0usize, 0usize, 0usize);
         for _ in 0..rounds {
             if groups.len() >= size {
@@ -169,6 +189,7 @@ impl Run<'_> {
             ));
         }
         state.surplus = groups.split_off(groups.len().min(size));
+        metrics.insert("train/prompts".into(), state.cursor as f64);
         metrics.insert("train/groups_sampled".into(), sampled as f64);
         metrics.insert("train/groups_stale".into(), waited.min(size) as f64);
         metrics.insert("train/groups_zero_std".into(), flat as f64);
@@ -187,9 +208,19 @@ impl Run<'_> {
         *cursor += count as u64;
         let size = self.with.group_size as usize;
         let environment = self.environment;
-        let played =
-            play::play(self.stage, policy, self.tokenizer, environment, &prompts, size, &self.sampling)?;
-        let groups: Vec<Group> = played.chunks(size).map(|group| Group::new(group.to_vec())).collect();
+        let played = play::play(
+            self.stage,
+            policy,
+            self.tokenizer,
+            environment,
+            &prompts,
+            size,
+            &self.sampling,
+        )?;
+        let groups: Vec<Group> = played
+            .chunks(size)
+            .map(|group| Group::new(group.to_vec()))
+            .collect();
         for why in groups.iter().filter_map(|group| group.failed.as_ref()) {
             self.stage.report.warn(format!("a rollout failed: {why}"));
         }
@@ -216,15 +247,37 @@ impl Run<'_> {
     /// Greedy accuracy and reward on held-out tasks.
     fn validate(&self, policy: &Policy) -> Result<Metrics> {
         let prompts = (0..self.with.validate_examples)
-            .map(|id| Ok(Prompt { id, task: self.environment.task(Split::Test, id, self.with.seed)? }))
+            .map(|id| {
+                Ok(Prompt {
+                    id,
+                    task: self.environment.task(Split::Test, id, self.with.seed)?,
+                })
+            })
             .collect::<Result<Vec<Prompt>>>()?;
-        let greedy = Sampling { temperature: 0.0, ..self.sampling.clone() };
+        let greedy = Sampling {
+            temperature: 0.0,
+            ..self.sampling.clone()
+        };
         let environment = self.environment;
-        let played =
-            play::play(self.stage, policy, self.tokenizer, environment, &prompts, 1, &greedy)?;
-        let rewarded: Vec<_> = played.iter().filter(|played| played.rewards.is_some()).collect();
+        let played = play::play(
+            self.stage,
+            policy,
+            self.tokenizer,
+            environment,
+            &prompts,
+            1,
+            &greedy,
+        )?;
+        let rewarded: Vec<_> = played
+            .iter()
+            .filter(|played| played.rewards.is_some())
+            .collect();
         let n = rewarded.len().max(1) as f64;
-        let accuracy = rewarded.iter().map(|played| played.reward("correct")).sum::<f64>() / n;
+        let accuracy = rewarded
+            .iter()
+            .map(|played| played.reward("correct"))
+            .sum::<f64>()
+            / n;
         Ok(Metrics::from([("validation/accuracy".into(), accuracy)]))
     }
 }
@@ -234,7 +287,9 @@ fn reference(stage: &Stage, with: &Grpo) -> Result<Option<Policy>> {
     if with.kl_beta == 0.0 {
         return Ok(None);
     }
-    let dir = stage.optional("reference").map_or_else(|| stage.input("model"), Ok)?;
+    let dir = stage
+        .optional("reference")
+        .map_or_else(|| stage.input("model"), Ok)?;
     let mut reference = training::scorer(stage, dir, with.dtype)?;
     reference.config_mut().temperature = with.temperature;
     Ok(Some(reference))
@@ -266,7 +321,10 @@ fn objective(with: &Grpo) -> Result<grpo::Objective> {
     })
 }
 
-fn named<T>(table: &'static [train::loss::Named<T>], choice: &impl Serialize) -> Result<&'static T> {
+fn named<T>(
+    table: &'static [train::loss::Named<T>],
+    choice: &impl Serialize,
+) -> Result<&'static T> {
     find(table, &crate::word(choice)).map_err(unknown)
 }
 

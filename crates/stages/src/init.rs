@@ -27,10 +27,18 @@ pub fn run(stage: &Stage) -> Result<Done> {
     chat_template(&with.chat_template, dir)?;
 
     let vocab_size = (with.vocab_size as usize).max(tokenizer.vocab_size());
-    let config = sizes(&with).config(vocab_size, tokenizer.bos(), tokenizer.eos(), tokenizer.pad())?;
+    let config = sizes(&with).config(
+        vocab_size,
+        tokenizer.bos(),
+        tokenizer.eos(),
+        tokenizer.pad(),
+    )?;
     tokenizer.check_fits(config.vocab_size)?;
     let weights = Weights::init(&config, with.seed, Kind::Float, Device::Cpu)?;
-    let options = SaveOptions { dtype: store_dtype(with.dtype), ..SaveOptions::default() };
+    let options = SaveOptions {
+        dtype: store_dtype(with.dtype),
+        ..SaveOptions::default()
+    };
     weights.save(&config, dir, options)?;
     let path = dir.join("generation_config.json");
     let generation = json!({
@@ -71,12 +79,18 @@ fn sizes(with: &Init) -> Sizes {
 /// Made, or trained on the texts of input `data`, and written to `dir`.
 fn tokenizer(stage: &Stage, with: &Init, dir: &Path) -> Result<data::Tokenizer> {
     let how = match with.tokenizer {
-        Tokenizer::Char => Make::Chars { alphabet: with.alphabet.clone() },
+        Tokenizer::Char => Make::Chars {
+            alphabet: with.alphabet.clone(),
+        },
         Tokenizer::Byte => Make::Bytes,
-        Tokenizer::Bpe => Make::Bpe { vocab_size: with.vocab_size as usize },
+        Tokenizer::Bpe => Make::Bpe {
+            vocab_size: with.vocab_size as usize,
+        },
     };
     let dataset = stage.dataset("data")?;
-    let mut texts = dataset.iter().flat_map(|data| (0..data.len()).map(|row| text(data.row(row)?)));
+    let mut texts = dataset
+        .iter()
+        .flat_map(|data| (0..data.len()).map(|row| text(data.row(row)?)));
     Ok(tokenizer::make(&how, &mut texts, dir)?)
 }
 
@@ -84,16 +98,25 @@ fn tokenizer(stage: &Stage, with: &Init, dir: &Path) -> Result<data::Tokenizer> 
 fn text(row: Row) -> data::Result<String> {
     let of = |content: &Content| match content {
         Content::Text(text) => text.clone(),
-        Content::Messages(messages) => {
-            messages.iter().map(|message| message.text()).collect::<Vec<_>>().join("\n")
-        }
+        Content::Messages(messages) => messages
+            .iter()
+            .map(|message| message.text())
+            .collect::<Vec<_>>()
+            .join("\n"),
     };
     let parts = match row {
-        Row::Preference { prompt, chosen, rejected, .. } => {
+        Row::Preference {
+            prompt,
+            chosen,
+            rejected,
+            ..
+        } => {
             vec![of(&prompt), of(&chosen), of(&rejected)]
         }
         Row::Messages { messages, .. } => vec![of(&Content::Messages(messages))],
-        Row::PromptCompletion { prompt, completion, .. } => vec![of(&prompt), of(&completion)],
+        Row::PromptCompletion {
+            prompt, completion, ..
+        } => vec![of(&prompt), of(&completion)],
         Row::Text(text) => vec![text],
         Row::Prompt { prompt, .. } => vec![of(&prompt)],
         Row::Tokens { .. } => Vec::new(),

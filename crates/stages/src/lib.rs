@@ -8,10 +8,11 @@
 //! | `training` | set-up, batches, metrics of a step |
 //! | `checkpoints` | when checkpoints are taken, and where they go |
 //! | `examples`, `reference` | rows as units; log-probabilities known beforehand |
-//! | `play`, `group` | episodes played by all ranks; groups as the trainer takes them |
+//! | `play`, `group`, `batch` | episodes played by all ranks; groups, and as the trainer takes them |
 //! | `stats` | estimates with intervals |
 //! | `gang`, `report`, `stop`, `failure` | ranks, events, signals, errors |
 
+mod batch;
 mod checkpoints;
 mod convert;
 mod dpo;
@@ -66,7 +67,10 @@ pub fn kinds() -> impl Iterator<Item = &'static str> {
 /// Runs the job in `file` as the rank that the environment says; returns the exit code.
 pub fn run(file: &Path) -> i32 {
     stop::watch_parent();
-    let rank = std::env::var("RANK").ok().and_then(|rank| rank.parse().ok()).unwrap_or(0);
+    let rank = std::env::var("RANK")
+        .ok()
+        .and_then(|rank| rank.parse().ok())
+        .unwrap_or(0);
     let report = Report { rank };
     let ended = match std::panic::catch_unwind(|| stage(file, report)) {
         Ok(ended) => ended,
@@ -100,11 +104,18 @@ fn stage(file: &Path, report: Report) -> Result<Done> {
     })?;
     if job.version != spec::job::VERSION {
         return Err(Failure::config(
-            format!("the job has version {}, this worker knows {}", job.version, spec::job::VERSION),
+            format!(
+                "the job has version {}, this worker knows {}",
+                job.version,
+                spec::job::VERSION
+            ),
             "use the `recipe` and `recipe-worker` of the same build",
         ));
     }
-    let run = KINDS.iter().find(|(name, _)| *name == job.kind).map(|(_, run)| run);
+    let run = KINDS
+        .iter()
+        .find(|(name, _)| *name == job.kind)
+        .map(|(_, run)| run);
     let run = run.ok_or_else(|| {
         let known: Vec<&str> = kinds().collect();
         Failure::config(
@@ -120,11 +131,19 @@ fn stage(file: &Path, report: Report) -> Result<Done> {
     let gang = Gang::join()?;
     if gang.size != job.resources.ranks as usize {
         return Err(Failure::config(
-            format!("{} ranks were started for a job of {}", gang.size, job.resources.ranks),
+            format!(
+                "{} ranks were started for a job of {}",
+                gang.size, job.resources.ranks
+            ),
             "start as many ranks as `resources.ranks` says",
         ));
     }
-    let stage = Stage { job, gang, device, report };
+    let stage = Stage {
+        job,
+        gang,
+        device,
+        report,
+    };
     report.event(&stage.started());
     run(&stage)
 }
@@ -138,7 +157,10 @@ fn bug(panic: &(dyn std::any::Any + Send)) -> Failure {
         .unwrap_or("no message");
     Failure::failed(
         "W0999",
-        format!("the worker panicked: {}", said.lines().next().unwrap_or(said)),
+        format!(
+            "the worker panicked: {}",
+            said.lines().next().unwrap_or(said)
+        ),
         "this is a bug: please report it with the stage's log",
     )
 }

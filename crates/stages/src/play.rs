@@ -54,7 +54,10 @@ impl Played {
     /// The component of this name, 0 if there is none.
     pub fn reward(&self, component: &str) -> f64 {
         let parts = self.rewards.iter().flatten();
-        parts.filter(|(name, _)| name == component).map(|(_, value)| value).sum()
+        parts
+            .filter(|(name, _)| name == component)
+            .map(|(_, value)| value)
+            .sum()
     }
 
     /// Tokens that the policy sampled.
@@ -81,16 +84,31 @@ pub fn play(
     sampling: &Sampling,
 ) -> Result<Vec<Played>> {
     let decoder = policy.decoder();
-    let config = RolloutConfig { eos: tokenizer.eos_ids().to_vec(), ..RolloutConfig::default() };
+    let config = RolloutConfig {
+        eos: tokenizer.eos_ids().to_vec(),
+        ..RolloutConfig::default()
+    };
     let mut rollout = Rollout::new(decoder, policy.weights(), config)?.with_tokenizer(tokenizer);
     // the environment's own limits, and the model's
     let (extra, limits) = (Extra::default(), Limits::default());
     let mine: Vec<&Prompt> = stage.gang.share(prompts).collect();
     let episodes: Vec<Episode> = mine
         .iter()
-        .map(|prompt| Episode { id: prompt.id, environment, task: prompt.task.clone(), samples })
+        .map(|prompt| Episode {
+            id: prompt.id,
+            environment,
+            task: prompt.task.clone(),
+            samples,
+        })
         .collect();
-    let played = episodes::run(&mut rollout, tokenizer, &extra, &episodes, sampling, &limits)?;
+    let played = episodes::run(
+        &mut rollout,
+        tokenizer,
+        &extra,
+        &episodes,
+        sampling,
+        &limits,
+    )?;
     let played = played
         .into_iter()
         .enumerate()
@@ -107,7 +125,11 @@ pub fn play(
                 tokens: trajectory.tokens,
                 mask: trajectory.mask,
                 logprobs: trajectory.logprobs,
-                completions: trajectory.turns.into_iter().map(|turn| turn.completion).collect(),
+                completions: trajectory
+                    .turns
+                    .into_iter()
+                    .map(|turn| turn.completion)
+                    .collect(),
                 truncated: trajectory.finish == Finish::Length,
                 rewards,
                 failure,

@@ -35,7 +35,10 @@ impl Logprobs {
         for (unit, row) in units.iter().zip(rows) {
             if *row >= scored.len() {
                 return Err(Failure::data(
-                    format!("input 'logprobs' has {} rows, 'data' has more", scored.len()),
+                    format!(
+                        "input 'logprobs' has {} rows, 'data' has more",
+                        scored.len()
+                    ),
                     "score the very rows that are trained on",
                 ));
             }
@@ -77,7 +80,9 @@ impl Logprobs {
                 values.len()
             )));
         }
-        Ok(Tensor::from_slice(&values).to_kind(tokens.logp.kind()).to_device(tokens.logp.device()))
+        Ok(Tensor::from_slice(&values)
+            .to_kind(tokens.logp.kind())
+            .to_device(tokens.logp.device()))
     }
 }
 
@@ -85,21 +90,40 @@ impl Logprobs {
 fn matching(scored: Option<&Value>, tokens: &[u32]) -> std::result::Result<Vec<f32>, String> {
     let scored = scored.ok_or("missing; this is no score of preference rows")?;
     let list = |name: &str| {
-        scored.get(name).and_then(Value::as_array).ok_or(format!("has no list '{name}'"))
+        scored
+            .get(name)
+            .and_then(Value::as_array)
+            .ok_or(format!("has no list '{name}'"))
     };
     let theirs = list("tokens")?;
-    let differ = theirs.iter().zip(tokens).position(|(a, b)| a.as_u64() != Some(u64::from(*b)));
+    let differ = theirs
+        .iter()
+        .zip(tokens)
+        .position(|(a, b)| a.as_u64() != Some(u64::from(*b)));
     if let Some(i) = differ {
-        return Err(format!("token {i} is {}, the data has {}", theirs[i], tokens[i]));
+        return Err(format!(
+            "token {i} is {}, the data has {}",
+            theirs[i], tokens[i]
+        ));
     }
     if theirs.len() != tokens.len() {
-        return Err(format!("{} tokens, the data has {}", theirs.len(), tokens.len()));
+        return Err(format!(
+            "{} tokens, the data has {}",
+            theirs.len(),
+            tokens.len()
+        ));
     }
-    let logprobs: Option<Vec<f32>> =
-        list("logprobs")?.iter().map(|value| value.as_f64().map(|v| v as f32)).collect();
+    let logprobs: Option<Vec<f32>> = list("logprobs")?
+        .iter()
+        .map(|value| value.as_f64().map(|v| v as f32))
+        .collect();
     let logprobs = logprobs.ok_or("a log-probability is not a number")?;
     if logprobs.len() + 1 != tokens.len() {
-        return Err(format!("{} logprobs for {} tokens", logprobs.len(), tokens.len()));
+        return Err(format!(
+            "{} logprobs for {} tokens",
+            logprobs.len(),
+            tokens.len()
+        ));
     }
     Ok(logprobs)
 }
@@ -130,7 +154,12 @@ pub fn carry(
 /// `lengths` `[rows * branches]` by row and branch, `branches` `[rows]`, `values` all in order.
 fn write(path: &Path, logprobs: &Logprobs) -> Result<()> {
     let branches: Vec<i64> = logprobs.0.iter().map(|row| row.len() as i64).collect();
-    let lengths: Vec<i64> = logprobs.0.iter().flatten().map(|branch| branch.len() as i64).collect();
+    let lengths: Vec<i64> = logprobs
+        .0
+        .iter()
+        .flatten()
+        .map(|branch| branch.len() as i64)
+        .collect();
     let values: Vec<f32> = logprobs.0.iter().flatten().flatten().copied().collect();
     let tensors = [
         ("branches", Tensor::from_slice(&branches)),
@@ -152,7 +181,10 @@ fn read(path: &Path) -> Result<Logprobs> {
     };
     let tensors = Tensor::read_safetensors(path).map_err(|e| broken(e.to_string()))?;
     let get = |name: &str| {
-        let found = tensors.iter().find(|(other, _)| other == name).map(|(_, tensor)| tensor);
+        let found = tensors
+            .iter()
+            .find(|(other, _)| other == name)
+            .map(|(_, tensor)| tensor);
         found.ok_or_else(|| broken(format!("no tensor '{name}'")))
     };
     let counts = |name: &str| -> Result<Vec<i64>> {
@@ -182,8 +214,16 @@ pub fn flatten(values: &[Vec<Vec<f32>>], device: Device) -> (Tensor, Vec<UnitSpa
             start += branch.len();
             start - branch.len()..start
         };
-        units.push(UnitSpan { unit, branches: branches.iter().map(span).collect() });
+        units.push(UnitSpan {
+            unit,
+            branches: branches.iter().map(span).collect(),
+        });
     }
     let flat: Vec<f32> = values.iter().flatten().flatten().copied().collect();
-    (Tensor::from_slice(&flat).to_kind(Kind::Float).to_device(device), units)
+    (
+        Tensor::from_slice(&flat)
+            .to_kind(Kind::Float)
+            .to_device(device),
+        units,
+    )
 }

@@ -38,11 +38,17 @@ impl Report {
     }
 
     pub fn info(&self, text: impl Into<String>) {
-        self.event(&Event::Message { level: Level::Info, text: text.into() });
+        self.event(&Event::Message {
+            level: Level::Info,
+            text: text.into(),
+        });
     }
 
     pub fn warn(&self, text: impl Into<String>) {
-        self.event(&Event::Message { level: Level::Warning, text: text.into() });
+        self.event(&Event::Message {
+            level: Level::Warning,
+            text: text.into(),
+        });
     }
 
     /// Sent by any rank.
@@ -57,7 +63,9 @@ impl Report {
 }
 
 fn print(event: &Event) {
-    let Ok(mut line) = serde_json::to_string(event) else { return };
+    let Ok(mut line) = serde_json::to_string(event) else {
+        return;
+    };
     line.push('\n');
     let mut out = std::io::stdout().lock();
     // nobody listens any more when the runner is gone; its guard ends this process

@@ -26,7 +26,9 @@ pub fn run(stage: &Stage) -> Result<Done> {
     let policy = training::scorer(stage, stage.input("model")?, with.dtype)?;
     tokenizer.check_fits(policy.decoder().config.vocab_size)?;
     let limits = limits(&policy, with.max_length, with.overlong);
-    let data = stage.dataset("data")?.ok_or_else(|| Failure::data("input 'data' is missing", ""))?;
+    let data = stage
+        .dataset("data")?
+        .ok_or_else(|| Failure::data("input 'data' is missing", ""))?;
 
     let mut lines = match stage.gang.leads() {
         true => Some(Lines::create(stage.output("logprobs")?, "logprobs.jsonl")?),
@@ -42,7 +44,12 @@ pub fn run(stage: &Stage) -> Result<Done> {
             .collect::<Result<Vec<Unit>>>()?;
         let logprobs = policy.logprobs(&units)?;
         totals.0 += logprobs.iter().flatten().map(Vec::len).sum::<usize>();
-        totals.1 += logprobs.iter().flatten().flatten().map(|lp| f64::from(*lp)).sum::<f64>();
+        totals.1 += logprobs
+            .iter()
+            .flatten()
+            .flatten()
+            .map(|lp| f64::from(*lp))
+            .sum::<f64>();
         if let Some(lines) = &mut lines {
             for (unit, logprobs) in units.iter().zip(&logprobs) {
                 lines.push(&line(unit, logprobs))?;
@@ -69,7 +76,10 @@ pub fn limits(policy: &Policy, max_length: u64, overlong: spec::kinds::Overlong)
             max_length: policy.decoder().config.max_positions,
             overlong: example::Overlong::Error,
         },
-        n => Limits { max_length: n as usize, overlong: examples::overlong(overlong) },
+        n => Limits {
+            max_length: n as usize,
+            overlong: examples::overlong(overlong),
+        },
     }
 }
 
@@ -81,23 +91,48 @@ pub fn whole(
     limits: &Limits,
     counts: &mut Counts,
 ) -> Result<Unit> {
-    if let Row::Preference { .. } = record.parse()? {
+    let row = record.parse()?;
+    if let Row::Tokens { tokens, .. } = &row
+        && tokens.len() == 1
+    {
+        // nothing to predict, but a row of the output all the same
+        counts.kept += 1;
+        return Ok(Unit {
+            prefix: Vec::new(),
+            branches: vec![all(tokens.clone())],
+        });
+    }
+    if let Row::Preference { .. } = row {
         let pair = example::preference(record, tokenizer, limits, counts)?;
-        let Some(pair) = pair else { return Ok(Unit::default()) };
+        let Some(pair) = pair else {
+            return Ok(Unit::default());
+        };
         let joined = |tokens: Vec<u32>| all([pair.prefix.clone(), tokens].concat());
         let branches = vec![joined(pair.chosen.tokens), joined(pair.rejected.tokens)];
-        return Ok(Unit { prefix: Vec::new(), branches });
+        return Ok(Unit {
+            prefix: Vec::new(),
+            branches,
+        });
     }
     let mut examples = example::sft(record, tokenizer, TrainOn::All, limits, counts)?;
     if examples.len() > 1 && limits.overlong == example::Overlong::Error {
         return Err(Failure::data(
-            format!("{}: the text is longer than {} tokens", record.place, limits.max_length),
+            format!(
+                "{}: the text is longer than {} tokens",
+                record.place, limits.max_length
+            ),
             "split it, or set `max_length`",
         ));
     }
     examples.truncate(1);
-    let branches = examples.into_iter().map(|example| all(example.tokens)).collect();
-    Ok(Unit { prefix: Vec::new(), branches })
+    let branches = examples
+        .into_iter()
+        .map(|example| all(example.tokens))
+        .collect();
+    Ok(Unit {
+        prefix: Vec::new(),
+        branches,
+    })
 }
 
 /// What a row would train on: a pair with its shared prompt, else sequences.

@@ -16,7 +16,7 @@ use train::loss::sft;
 use train::{Meter, Policy, Unit};
 
 use crate::checkpoints::{Checkpoints, Next};
-use crate::examples::{self, Examples};
+use crate::examples;
 use crate::failure::Result;
 use crate::report::Metrics;
 use crate::stage::{Done, Stage};
@@ -40,24 +40,27 @@ pub fn run(stage: &Stage) -> Result<Done> {
     };
     let train_on = examples::train_on(with.train_on);
     let read = |input| examples::sequences(stage, input, &tokenizer, train_on, &limits);
-    let Examples { items: examples, counts, .. } = read("data")?.required("data")?;
+    let examples = read("data")?.required("data")?;
     let held_out = read("validation")?.items;
-    stage.report.metrics(0, counts.metrics("data"));
+    stage.report.metrics(0, examples.metrics());
 
     let mut optimizer = training::optimizer(&training);
     let checkpoints = Checkpoints::open(stage)?;
     let resumed = checkpoints.resume(&mut policy, &mut optimizer)?;
     let (start, mut state) = resumed.map_or((0, State::default()), |r| (r.step, r.state));
 
-    let order = Order::new(examples.len(), training.seed);
-    let batches = Batches::new(&training, examples.len());
+    let order = Order::new(examples.items.len(), training.seed);
+    let batches = Batches::new(&training, examples.items.len());
     let schedule = training::schedule(&training, batches.steps);
     let meter = Meter::measure(policy.config().kind, stage.device, stage.gang.size);
 
     for step in start..batches.steps {
         let clock = Clock::start();
         let rows = order.take(batches.cursor(step), batches.len(step));
-        let batch: Vec<Unit> = rows.into_iter().map(|row| examples[row].clone()).collect();
+        let batch: Vec<Unit> = rows
+            .into_iter()
+            .map(|row| examples.items[row].clone())
+            .collect();
         let tokens = batch.iter().map(Unit::masked).sum();
         let coefficient = sft::coefficient(tokens);
         let done = policy.accumulate_known(&batch, &|_, _, _| coefficient, None)?;
@@ -79,7 +82,7 @@ pub fn run(stage: &Stage) -> Result<Done> {
     }
     training::export(stage, &policy)?;
     let mut summary = state.last;
-    summary.extend(counts.metrics("data"));
+    summary.extend(examples.metrics());
     Ok(Done::Finished(summary))
 }
 

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use data::Tokenizer;
 use data::dataset::{self, Dataset};
 use serde::Serialize;
-use spec::{Event, JobSpec};
 use spec::kinds::{self, Config, StoreDtype};
+use spec::{Event, JobSpec};
 use tch::{Device, Kind};
 
 use crate::failure::{Failure, Result, at};
@@ -36,7 +36,12 @@ pub enum Done {
 impl Stage {
     /// The first event: what the results depend on.
     pub fn started(&self) -> Event {
-        let dtype = match self.job.with.get("dtype").and_then(serde_json::Value::as_str) {
+        let dtype = match self
+            .job
+            .with
+            .get("dtype")
+            .and_then(serde_json::Value::as_str)
+        {
             Some("bf16") => Kind::BFloat16,
             _ => Kind::Float,
         };
@@ -47,12 +52,19 @@ impl Stage {
         let resources = &self.job.resources;
         numerics.insert("ranks".into(), self.gang.size.into());
         numerics.insert("mesh".into(), serde_json::json!(resources.mesh));
-        numerics.insert("microbatch_tokens".into(), resources.microbatch_tokens.into());
+        numerics.insert(
+            "microbatch_tokens".into(),
+            resources.microbatch_tokens.into(),
+        );
         numerics.insert("head_chunk".into(), resources.head_chunk.into());
         let checkpointing = serde_json::json!(resources.activation_checkpointing);
         numerics.insert("activation_checkpointing".into(), checkpointing);
         let device = if self.device.is_cuda() { "cuda" } else { "cpu" };
-        Event::Started { version: spec::job::VERSION, device: device.into(), numerics }
+        Event::Started {
+            version: spec::job::VERSION,
+            device: device.into(),
+            numerics,
+        }
     }
 
     /// The configuration, typed.
@@ -74,21 +86,32 @@ impl Stage {
     /// The path of an input that must be there.
     pub fn input(&self, name: &str) -> Result<&Path> {
         self.optional(name).ok_or_else(|| {
-            Failure::config(format!("input '{name}' is missing"), format!("give `in.{name} = ..`"))
+            Failure::config(
+                format!("input '{name}' is missing"),
+                format!("give `in.{name} = ..`"),
+            )
         })
     }
 
     /// The directory to fill.
     pub fn output(&self, name: &str) -> Result<&Path> {
-        self.job.outputs.get(name).map(PathBuf::as_path).ok_or_else(|| {
-            Failure::config(format!("the job has no directory for output '{name}'"), "")
-        })
+        self.job
+            .outputs
+            .get(name)
+            .map(PathBuf::as_path)
+            .ok_or_else(|| {
+                Failure::config(format!("the job has no directory for output '{name}'"), "")
+            })
     }
 
     /// The rows of an input; none where it is not given.
     pub fn dataset(&self, name: &str) -> Result<Option<Arc<Dataset>>> {
         let paths = self.inputs(name);
-        if paths.is_empty() { Ok(None) } else { Ok(Some(Arc::new(dataset::open(&paths)?))) }
+        if paths.is_empty() {
+            Ok(None)
+        } else {
+            Ok(Some(Arc::new(dataset::open(&paths)?)))
+        }
     }
 
     /// The tokenizer of the model at `input`.

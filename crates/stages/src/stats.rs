@@ -23,10 +23,18 @@ pub fn mean(values: &[f64]) -> Option<Estimate> {
         let centre = (value + Z * Z / (2.0 * n)) / (1.0 + Z * Z / n);
         let spread = value * (1.0 - value) / n + Z * Z / (4.0 * n * n);
         let half = Z * spread.sqrt() / (1.0 + Z * Z / n);
-        return Some(Estimate { value, low: (centre - half).max(0.0), high: (centre + half).min(1.0) });
+        return Some(Estimate {
+            value,
+            low: (centre - half).max(0.0),
+            high: (centre + half).min(1.0),
+        });
     }
     let half = Z * standard_error(values, value);
-    Some(Estimate { value, low: value - half, high: value + half })
+    Some(Estimate {
+        value,
+        low: value - half,
+        high: value + half,
+    })
 }
 
 /// `exp(sum of nll / sum of tokens)` over sequences `(nll, tokens)`, with the interval of a ratio
@@ -38,10 +46,16 @@ pub fn perplexity(sequences: &[(f64, usize)]) -> Option<Estimate> {
     }
     let rate = sequences.iter().map(|(nll, _)| nll).sum::<f64>() / tokens;
     let per_sequence = tokens / sequences.len() as f64;
-    let residuals: Vec<f64> =
-        sequences.iter().map(|(nll, n)| (nll - rate * *n as f64) / per_sequence).collect();
+    let residuals: Vec<f64> = sequences
+        .iter()
+        .map(|(nll, n)| (nll - rate * *n as f64) / per_sequence)
+        .collect();
     let half = Z * standard_error(&residuals, 0.0);
-    Some(Estimate { value: rate.exp(), low: (rate - half).exp(), high: (rate + half).exp() })
+    Some(Estimate {
+        value: rate.exp(),
+        low: (rate - half).exp(),
+        high: (rate + half).exp(),
+    })
 }
 
 fn standard_error(values: &[f64], mean: f64) -> f64 {
@@ -59,7 +73,9 @@ pub fn pass_at_k(n: usize, c: usize, k: usize) -> f64 {
     if n - c < k {
         return 1.0;
     }
-    1.0 - (n - c + 1..=n).map(|i| 1.0 - k as f64 / i as f64).product::<f64>()
+    1.0 - (n - c + 1..=n)
+        .map(|i| 1.0 - k as f64 / i as f64)
+        .product::<f64>()
 }
 
 /// Whether the most frequent answer among the first `k` is right; of equally frequent ones the
@@ -103,7 +119,10 @@ mod tests {
         assert_eq!(accuracy.value, 0.75);
         // Wilson: statsmodels proportion_confint(3, 4, method="wilson")
         assert!((accuracy.low - 0.300641842582).abs() < 1e-9, "{accuracy:?}");
-        assert!((accuracy.high - 0.954412739953).abs() < 1e-9, "{accuracy:?}");
+        assert!(
+            (accuracy.high - 0.954412739953).abs() < 1e-9,
+            "{accuracy:?}"
+        );
         let all = mean(&[1.0; 10]).unwrap();
         assert!(all.low < 1.0 && all.high == 1.0);
         let perplexity = perplexity(&[(2.0, 2), (2.0, 2)]).unwrap();

@@ -12,12 +12,18 @@ extern "C" fn on_term(_: libc::c_int) {
     REQUESTED.store(true, Ordering::Relaxed);
 }
 
-/// Makes SIGTERM set the flag that [`requested`] reads. Kinds without checkpoints leave the
-/// signal's default, which ends them.
+/// Makes SIGTERM (and a Ctrl-C that reaches this process) set the flag that [`requested`] reads.
+/// Kinds without checkpoints leave the signals' default, which ends them.
 pub fn catch_term() {
-    let action = SigAction::new(SigHandler::Handler(on_term), SaFlags::SA_RESTART, SigSet::empty());
-    // SAFETY: the handler only stores to an atomic
-    let _ = unsafe { sigaction(Signal::SIGTERM, &action) };
+    let action = SigAction::new(
+        SigHandler::Handler(on_term),
+        SaFlags::SA_RESTART,
+        SigSet::empty(),
+    );
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        // SAFETY: the handler only stores to an atomic
+        let _ = unsafe { sigaction(signal, &action) };
+    }
 }
 
 /// Whether a stop was asked for.

@@ -63,11 +63,15 @@ pub fn optimizer(training: &Training) -> Optimizer {
             eps: training.eps,
             weight_decay: training.weight_decay,
         },
-        kinds::Optimizer::Sgd => {
-            OptimizerConfig::Sgd { momentum: 0.0, weight_decay: training.weight_decay }
-        }
+        kinds::Optimizer::Sgd => OptimizerConfig::Sgd {
+            momentum: 0.0,
+            weight_decay: training.weight_decay,
+        },
     };
-    Optimizer::new(config, (training.grad_clip > 0.0).then_some(training.grad_clip))
+    Optimizer::new(
+        config,
+        (training.grad_clip > 0.0).then_some(training.grad_clip),
+    )
 }
 
 /// The learning rate over `steps` steps.
@@ -101,10 +105,18 @@ impl Batches {
     pub fn new(training: &Training, rows: usize) -> Batches {
         let size = training.batch_size;
         match training.length {
-            Length::Steps(steps) => Batches { steps, size, rows: steps * size },
+            Length::Steps(steps) => Batches {
+                steps,
+                size,
+                rows: steps * size,
+            },
             Length::Epochs(epochs) => {
                 let rows = ((rows as f64 * epochs).ceil() as u64).max(1);
-                Batches { steps: rows.div_ceil(size), size, rows }
+                Batches {
+                    steps: rows.div_ceil(size),
+                    size,
+                    rows,
+                }
             }
         }
     }
@@ -135,7 +147,11 @@ pub struct Clock {
 impl Clock {
     pub fn start() -> Clock {
         let now = Instant::now();
-        Clock { start: now, lap: now, laps: Vec::new() }
+        Clock {
+            start: now,
+            lap: now,
+            laps: Vec::new(),
+        }
     }
 
     /// Ends a part; its seconds are reported as `timing/<name>`.
@@ -186,7 +202,10 @@ mod tests {
     use super::*;
 
     fn training(length: Length) -> Training {
-        let mut with = kinds::sft::Sft { batch_size: 4, ..Default::default() };
+        let mut with = kinds::sft::Sft {
+            batch_size: 4,
+            ..Default::default()
+        };
         match length {
             Length::Steps(steps) => with.steps = Some(steps),
             Length::Epochs(epochs) => with.epochs = Some(epochs),
@@ -201,7 +220,10 @@ mod tests {
         let taken: Vec<usize> = (0..3).map(|step| batches.len(step)).collect();
         assert_eq!(taken, [4, 4, 2]);
         let batches = Batches::new(&training(Length::Steps(5)), 10);
-        assert_eq!((batches.steps, batches.len(4), batches.cursor(4)), (5, 4, 16));
+        assert_eq!(
+            (batches.steps, batches.len(4), batches.cursor(4)),
+            (5, 4, 16)
+        );
     }
 
     #[test]

@@ -29,7 +29,9 @@ pub struct Ended {
 
 impl Bench {
     pub fn new() -> Bench {
-        Bench { dir: tempfile::tempdir().unwrap() }
+        Bench {
+            dir: tempfile::tempdir().unwrap(),
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -57,12 +59,15 @@ impl Bench {
         });
         let mut given: BTreeMap<String, Vec<InputSpec>> = BTreeMap::new();
         for (input, path) in inputs {
-            given.entry((*input).to_string()).or_default().push(InputSpec {
-                path: path.to_path_buf(),
-                digest: Digest::of(input.as_bytes()).to_string(),
-                artifact: ArtifactKind::Files,
-                source: format!("source.{input}"),
-            });
+            given
+                .entry((*input).to_string())
+                .or_default()
+                .push(InputSpec {
+                    path: path.to_path_buf(),
+                    digest: Digest::of(input.as_bytes()).to_string(),
+                    artifact: ArtifactKind::Files,
+                    source: format!("source.{input}"),
+                });
         }
         let scratch = self.path(&format!("{name}.scratch"));
         fs::create_dir_all(&scratch).unwrap();
@@ -75,7 +80,11 @@ impl Bench {
             with,
             inputs: given,
             outputs: outputs.collect(),
-            resources: Resources { threads: 1, microbatch_tokens: 512, ..Resources::default() },
+            resources: Resources {
+                threads: 1,
+                microbatch_tokens: 512,
+                ..Resources::default()
+            },
             checkpoint: spec::Checkpoint { every: 0, keep: 2 },
             resume: None,
             store: self.path("store").to_str().unwrap().into(),
@@ -108,20 +117,35 @@ impl Bench {
     pub fn ok(&self, job: &JobSpec) -> PathBuf {
         let ended = self.run(job);
         assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-        assert!(matches!(ended.events.last(), Some(Event::Finished { .. })), "{:?}", ended.events);
+        assert!(
+            matches!(ended.events.last(), Some(Event::Finished { .. })),
+            "{:?}",
+            ended.events
+        );
         job.outputs.values().next_back().unwrap().clone()
     }
 
     /// Runs a job on `job.resources.ranks` ranks; the ends in rank order.
     pub fn gang(&self, job: &JobSpec) -> Vec<Ended> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         let size = job.resources.ranks;
         let ranks: Vec<Child> = (0..size)
             .map(|rank| {
                 let mut command = self.command(job);
-                command.env("RANK", rank.to_string()).env("LOCAL_RANK", rank.to_string());
-                command.env("WORLD_SIZE", size.to_string()).env("MASTER_ADDR", "127.0.0.1");
-                command.env("MASTER_PORT", port.to_string()).spawn().unwrap()
+                command
+                    .env("RANK", rank.to_string())
+                    .env("LOCAL_RANK", rank.to_string());
+                command
+                    .env("WORLD_SIZE", size.to_string())
+                    .env("MASTER_ADDR", "127.0.0.1");
+                command
+                    .env("MASTER_PORT", port.to_string())
+                    .spawn()
+                    .unwrap()
             })
             .collect();
         ranks
@@ -165,17 +189,25 @@ impl Bench {
     pub fn resumed(&self, job: &JobSpec) -> JobSpec {
         let store = self.store();
         let key: Key = job.key.parse().unwrap();
-        let newest = store.newest_checkpoint(&key).unwrap().expect("a checkpoint");
+        let newest = store
+            .newest_checkpoint(&key)
+            .unwrap()
+            .expect("a checkpoint");
         let path = self.path(&format!("{}.resume{}", job.stage, newest.step));
         let _ = fs::remove_dir_all(&path);
-        store.materialize(&newest.manifest, &path, Link::Reflink).unwrap();
+        store
+            .materialize(&newest.manifest, &path, Link::Reflink)
+            .unwrap();
         for dir in job.outputs.values() {
             fs::remove_dir_all(dir).unwrap();
             fs::create_dir_all(dir).unwrap();
         }
         JobSpec {
             attempt: job.attempt + 1,
-            resume: Some(ResumeSpec { step: newest.step, path }),
+            resume: Some(ResumeSpec {
+                step: newest.step,
+                path,
+            }),
             ..job.clone()
         }
     }
@@ -223,7 +255,9 @@ impl Ended {
 }
 
 fn events(text: &str) -> Vec<Event> {
-    text.lines().map(|line| serde_json::from_str(line).expect(line)).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).expect(line))
+        .collect()
 }
 
 /// The digest of a directory, as the store would have it.
@@ -236,7 +270,9 @@ pub fn digest(dir: &Path) -> String {
 /// The rows of a JSON lines file.
 pub fn read_rows(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    text.lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
 }
 
 /// Sums to train on: `a+b=` and the answer.

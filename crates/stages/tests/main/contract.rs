@@ -10,7 +10,12 @@ use crate::bench::{Bench, Ended, WORKER, sums};
 
 fn failed(ended: &Ended) -> (FailureClass, &str, &str) {
     match ended.events.last() {
-        Some(Event::Failed { class, code, message, .. }) => (*class, code, message),
+        Some(Event::Failed {
+            class,
+            code,
+            message,
+            ..
+        }) => (*class, code, message),
         other => panic!("not failed: {other:?}\n{}", ended.stderr),
     }
 }
@@ -20,7 +25,11 @@ fn identity_names_sources_and_libtorch() {
     let output = Command::new(WORKER).arg("identity").output().unwrap();
     let identity: spec::Trainer = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(identity.sources.len(), 64);
-    assert!(identity.libtorch.starts_with("2.11"), "{}", identity.libtorch);
+    assert!(
+        identity.libtorch.starts_with("2.11"),
+        "{}",
+        identity.libtorch
+    );
 }
 
 /// A crate that the worker is built from but not digested would hide its changes from keys.
@@ -29,7 +38,16 @@ fn every_crate_of_the_worker_is_digested() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
     let build = fs::read_to_string(format!("{root}/crates/stages/build.rs")).unwrap();
     let metadata = Command::new(env!("CARGO"))
-        .args(["tree", "--offline", "-p", "stages", "-e", "normal,build", "--prefix", "none"])
+        .args([
+            "tree",
+            "--offline",
+            "-p",
+            "stages",
+            "-e",
+            "normal,build",
+            "--prefix",
+            "none",
+        ])
         .current_dir(root)
         .output()
         .unwrap();
@@ -37,10 +55,15 @@ fn every_crate_of_the_worker_is_digested() {
     let root = fs::canonicalize(root).unwrap();
     let mut own = 0;
     for line in tree.lines() {
-        let Some((_, path)) = line.split_once(&format!("({}/", root.display())) else { continue };
+        let Some((_, path)) = line.split_once(&format!("({}/", root.display())) else {
+            continue;
+        };
         let path = path.split(')').next().unwrap();
         own += 1;
-        assert!(build.contains(&format!("\"{path}\"")), "build.rs does not digest {path}");
+        assert!(
+            build.contains(&format!("\"{path}\"")),
+            "build.rs does not digest {path}"
+        );
     }
     assert!(own >= 10, "{tree}");
 }
@@ -48,8 +71,11 @@ fn every_crate_of_the_worker_is_digested() {
 #[test]
 fn the_worker_runs_every_kind_that_needs_a_trainer() {
     let mut ours: Vec<&str> = stages::kinds().collect();
-    let mut theirs: Vec<&str> =
-        spec::KINDS.iter().filter(|kind| kind.trainer).map(|kind| kind.name).collect();
+    let mut theirs: Vec<&str> = spec::KINDS
+        .iter()
+        .filter(|kind| kind.trainer)
+        .map(|kind| kind.name)
+        .collect();
     ours.sort_unstable();
     theirs.sort_unstable();
     assert_eq!(ours, theirs);
@@ -63,7 +89,10 @@ fn every_variant_of_a_recipe_has_its_loss() {
         spec::kind(kind).unwrap().schema(&mut generator);
         let definitions = serde_json::to_value(generator.definitions()).unwrap();
         let choices = &definitions[field];
-        let list = choices.get("oneOf").or(choices.get("enum")).unwrap_or(choices);
+        let list = choices
+            .get("oneOf")
+            .or(choices.get("enum"))
+            .unwrap_or(choices);
         list.as_array()
             .unwrap_or_else(|| panic!("{field}: {definitions:#}"))
             .iter()
@@ -112,13 +141,24 @@ fn bad_input_is_one_typed_failure() {
     assert!(message.contains("lrr"), "{message}");
 
     let broken = bench.path("broken.jsonl");
-    fs::write(&broken, "{\"messages\": [{\"role\": \"user\", \"content\": \"1\"}]}\n{oops\n").unwrap();
+    fs::write(
+        &broken,
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"1\"}]}\n{oops\n",
+    )
+    .unwrap();
     let ended = sft(json!({ "steps": 1 }), "row", &broken);
     let (class, code, message) = failed(&ended);
-    assert_eq!((ended.code, class, code), (Some(2), FailureClass::Config, "W0202"));
+    assert_eq!(
+        (ended.code, class, code),
+        (Some(2), FailureClass::Config, "W0202")
+    );
     assert!(message.contains("broken.jsonl:2"), "{message}");
 
-    let ended = sft(json!({ "steps": 1, "max_length": 3, "overlong": "drop" }), "short", &data);
+    let ended = sft(
+        json!({ "steps": 1, "max_length": 3, "overlong": "drop" }),
+        "short",
+        &data,
+    );
     let (class, _, message) = failed(&ended);
     assert_eq!((ended.code, class), (Some(2), FailureClass::Config));
     assert!(message.contains("4 rows were dropped"), "{message}");
@@ -132,10 +172,18 @@ fn bad_input_is_one_typed_failure() {
     let weights = small.join("model.safetensors");
     let bytes = fs::read(&weights).unwrap();
     fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
-    let job = bench.job("sft", "torn", json!({ "steps": 1 }), &[("model", &small), ("data", &data)]);
+    let job = bench.job(
+        "sft",
+        "torn",
+        json!({ "steps": 1 }),
+        &[("model", &small), ("data", &data)],
+    );
     let ended = bench.run(&job);
     let (class, code, message) = failed(&ended);
-    assert_eq!((ended.code, class, code), (Some(2), FailureClass::Config, "W0301"));
+    assert_eq!(
+        (ended.code, class, code),
+        (Some(2), FailureClass::Config, "W0301")
+    );
     assert!(message.contains("model.safetensors"), "{message}");
     assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
 }
@@ -151,5 +199,8 @@ fn a_learning_rate_that_blows_up_is_a_failed_stage() {
     });
     let ended = bench.run(&bench.job("sft", "sft", with, &[("model", &model), ("data", &data)]));
     let (class, code, _) = failed(&ended);
-    assert_eq!((ended.code, class, code), (Some(1), FailureClass::Failed, "W0401"));
+    assert_eq!(
+        (ended.code, class, code),
+        (Some(1), FailureClass::Failed, "W0401")
+    );
 }

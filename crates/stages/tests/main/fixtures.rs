@@ -24,7 +24,11 @@ fn expected(model: &Path) -> Value {
 }
 
 fn floats(list: &Value) -> Vec<f64> {
-    list.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
+    list.as_array()
+        .unwrap()
+        .iter()
+        .map(|x| x.as_f64().unwrap())
+        .collect()
 }
 
 #[test]
@@ -32,7 +36,10 @@ fn score_agrees_with_transformers_packed_and_alone() {
     for model in models() {
         let expected = expected(&model);
         let sequences: Vec<&Value> = expected["sequences"].as_array().unwrap().iter().collect();
-        let rows: Vec<Value> = sequences.iter().map(|tokens| json!({ "tokens": tokens })).collect();
+        let rows: Vec<Value> = sequences
+            .iter()
+            .map(|tokens| json!({ "tokens": tokens }))
+            .collect();
         let bench = Bench::new();
         let data = bench.rows("rows.jsonl", &rows);
         for microbatch_tokens in [1, 4096] {
@@ -47,7 +54,11 @@ fn score_agrees_with_transformers_packed_and_alone() {
                 let (ours, theirs) = (floats(&row["logprobs"]), floats(&expected["logprobs"][i]));
                 assert_eq!(ours.len(), theirs.len());
                 for (a, b) in ours.iter().zip(theirs) {
-                    assert!((a - b).abs() < 1e-4, "{} row {i}: {a} is not {b}", model.display());
+                    assert!(
+                        (a - b).abs() < 1e-4,
+                        "{} row {i}: {a} is not {b}",
+                        model.display()
+                    );
                 }
             }
         }
@@ -58,9 +69,16 @@ fn score_agrees_with_transformers_packed_and_alone() {
 fn greedy_generation_is_that_of_transformers() {
     for model in models() {
         let greedy = expected(&model)["greedy"].clone();
-        let greedy = if greedy.is_array() { greedy } else { json!([greedy]) };
+        let greedy = if greedy.is_array() {
+            greedy
+        } else {
+            json!([greedy])
+        };
         let greedy = greedy.as_array().unwrap();
-        let rows: Vec<Value> = greedy.iter().map(|g| json!({ "tokens": g["tokens"] })).collect();
+        let rows: Vec<Value> = greedy
+            .iter()
+            .map(|g| json!({ "tokens": g["tokens"] }))
+            .collect();
         let bench = Bench::new();
         let prompts = bench.rows("prompts.jsonl", &rows);
         let with = json!({ "temperature": 0.0, "max_tokens": 24, "ignore_eos": true });
@@ -69,7 +87,12 @@ fn greedy_generation_is_that_of_transformers() {
         let completions = read_rows(&out.join("completions.jsonl"));
         assert_eq!(completions.len(), greedy.len());
         for (i, completion) in completions.iter().enumerate() {
-            assert_eq!(completion["tokens"], greedy[i]["completion"], "{}", model.display());
+            assert_eq!(
+                completion["tokens"],
+                greedy[i]["completion"],
+                "{}",
+                model.display()
+            );
             assert_eq!(completion["index"], i);
             assert_eq!(completion["sample"], 0);
             assert_eq!(completion["finish_reason"], "length");
@@ -90,7 +113,13 @@ fn convert_then_export_keeps_every_file_of_the_weights() {
         assert_eq!(digest(&out), digest(&converted), "{}", model.display());
         for name in ["config.json", "tokenizer.json", "generation_config.json"] {
             let bytes = |dir: &Path| fs::read(dir.join(name)).unwrap();
-            assert_eq!(bytes(&out), bytes(&model), "{} of {}", name, model.display());
+            assert_eq!(
+                bytes(&out),
+                bytes(&model),
+                "{} of {}",
+                name,
+                model.display()
+            );
         }
     }
 }

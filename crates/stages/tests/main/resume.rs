@@ -13,7 +13,11 @@ fn survives(bench: &Bench, job: &JobSpec, whole: &JobSpec) {
     let killed = bench.interrupt(job, 4, libc::SIGKILL);
     assert_eq!(killed.code, None, "{}", killed.stderr);
     let resumed = bench.resumed(job);
-    assert!(resumed.resume.as_ref().is_some_and(|r| r.step >= 3), "{:?}", resumed.resume);
+    assert!(
+        resumed.resume.as_ref().is_some_and(|r| r.step >= 3),
+        "{:?}",
+        resumed.resume
+    );
 
     let stopped = bench.interrupt(&resumed, 6, libc::SIGTERM);
     assert_eq!(stopped.code, Some(75), "{}", stopped.stderr);
@@ -25,7 +29,12 @@ fn survives(bench: &Bench, job: &JobSpec, whole: &JobSpec) {
 
     let ended = bench.run(&resumed);
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
-    assert!(ended.events.iter().any(|e| matches!(e, Event::Resumed { step: s } if s == step)));
+    assert!(
+        ended
+            .events
+            .iter()
+            .any(|e| matches!(e, Event::Resumed { step: s } if s == step))
+    );
     assert_eq!(digest(&resumed.outputs["model"]), uninterrupted);
 }
 
@@ -39,8 +48,16 @@ fn sft_goes_on_as_if_nothing_had_happened() {
     let bench = Bench::new();
     let model = bench.tiny("model", json!({}));
     let data = bench.rows("sums.jsonl", &sums(11));
-    let with = json!({ "steps": 12, "batch_size": 4, "lr": 0.01, "warmup": 2, "weight_decay": 0.1 });
-    let job = |name| bench.job("sft", name, with.clone(), &[("model", &model), ("data", &data)]);
+    let with =
+        json!({ "steps": 12, "batch_size": 4, "lr": 0.01, "warmup": 2, "weight_decay": 0.1 });
+    let job = |name| {
+        bench.job(
+            "sft",
+            name,
+            with.clone(),
+            &[("model", &model), ("data", &data)],
+        )
+    };
     survives(&bench, &every(job("sft"), 3), &job("whole"));
 }
 
@@ -50,7 +67,14 @@ fn bf16_keeps_its_masters() {
     let model = bench.tiny("model", json!({}));
     let data = bench.rows("sums.jsonl", &sums(11));
     let with = json!({ "steps": 12, "batch_size": 4, "lr": 0.01, "dtype": "bf16" });
-    let job = |name| bench.job("sft", name, with.clone(), &[("model", &model), ("data", &data)]);
+    let job = |name| {
+        bench.job(
+            "sft",
+            name,
+            with.clone(),
+            &[("model", &model), ("data", &data)],
+        )
+    };
     survives(&bench, &every(job("sft"), 3), &job("whole"));
 }
 
@@ -60,7 +84,14 @@ fn dpo_goes_on_with_the_same_reference() {
     let model = bench.tiny("model", json!({}));
     let data = bench.rows("pairs.jsonl", &preferences(11));
     let with = json!({ "steps": 12, "batch_size": 4, "lr": 0.01 });
-    let job = |name| bench.job("dpo", name, with.clone(), &[("model", &model), ("data", &data)]);
+    let job = |name| {
+        bench.job(
+            "dpo",
+            name,
+            with.clone(),
+            &[("model", &model), ("data", &data)],
+        )
+    };
     survives(&bench, &every(job("dpo"), 3), &job("whole"));
 }
 

@@ -12,8 +12,16 @@ fn init_is_a_function_of_its_seed() {
     let bench = Bench::new();
     let first = bench.tiny("first", json!({}));
     assert_eq!(digest(&first), digest(&bench.tiny("second", json!({}))));
-    assert_ne!(digest(&first), digest(&bench.tiny("third", json!({ "seed": 4 }))));
-    for file in ["config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja"] {
+    assert_ne!(
+        digest(&first),
+        digest(&bench.tiny("third", json!({ "seed": 4 })))
+    );
+    for file in [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "chat_template.jinja",
+    ] {
         assert!(first.join(file).exists(), "{file}");
     }
     let data = bench.rows("text.jsonl", &[json!({ "text": "aaabbb aaabbb ab" })]);
@@ -24,7 +32,11 @@ fn init_is_a_function_of_its_seed() {
         if kind == "bpe" {
             with["vocab_size"] = json!(270);
         }
-        let inputs: &[(&str, &Path)] = if kind == "byte" { &[] } else { &[("data", &data)] };
+        let inputs: &[(&str, &Path)] = if kind == "byte" {
+            &[]
+        } else {
+            &[("data", &data)]
+        };
         bench.ok(&bench.job("init", family, with, inputs));
     }
 }
@@ -45,9 +57,17 @@ fn sft_learns_and_counts_what_it_leaves_out() {
     let metrics = ended.finished();
     let loss = ended.series("train/loss");
     assert!(loss[0] > 2.0 && loss[39] < 1.0, "{loss:?}");
-    assert_eq!((metrics["data/examples"], metrics["data/dropped"]), (20.0, 1.0));
+    assert_eq!(
+        (metrics["data/examples"], metrics["data/dropped"]),
+        (20.0, 1.0)
+    );
     assert_eq!(ended.series("validation/loss").len(), 2);
-    for name in ["train/grad_norm", "train/lr", "timing/step", "performance/tokens_per_sec"] {
+    for name in [
+        "train/grad_norm",
+        "train/lr",
+        "timing/step",
+        "performance/tokens_per_sec",
+    ] {
         assert!(ended.last().contains_key(name), "{name}");
     }
 }
@@ -62,15 +82,26 @@ fn dpo_starts_at_ln_2_and_learns_to_prefer() {
     let ended = bench.run(&bench.job("dpo", "dpo", with, &inputs));
     let metrics = ended.finished();
     let loss = ended.series("train/loss");
-    assert!((loss[0] - std::f64::consts::LN_2).abs() < 1e-6, "{}", loss[0]);
-    assert!(metrics["validation/rewards/accuracies"] > 0.9, "{metrics:?}");
+    assert!(
+        (loss[0] - std::f64::consts::LN_2).abs() < 1e-6,
+        "{}",
+        loss[0]
+    );
+    assert!(
+        metrics["validation/rewards/accuracies"] > 0.9,
+        "{metrics:?}"
+    );
     assert!(metrics["rewards/margins"] > 0.0);
 
     // evaluated without a reference: the likelier completion
     let out = bench.path("dpo.model");
     let inputs: [(&str, &Path); 2] = [("model", &out), ("data", &data)];
     let ended = bench.run(&bench.job("evaluate", "evaluate", json!({}), &inputs));
-    assert!(ended.finished()["preference_accuracy"] > 0.9, "{:?}", ended.finished());
+    assert!(
+        ended.finished()["preference_accuracy"] > 0.9,
+        "{:?}",
+        ended.finished()
+    );
 }
 
 #[test]
@@ -79,8 +110,19 @@ fn every_dpo_loss_runs() {
     let model = bench.tiny("model", json!({}));
     let data = bench.rows("pairs.jsonl", &preferences(4));
     let inputs: [(&str, &Path); 2] = [("model", &model), ("data", &data)];
-    for loss in ["hinge", "ipo", "robust", "cdpo", "apo_zero", "sigmoid_norm", "sppo_hard", "simpo", "orpo"] {
-        let with = json!({ "steps": 2, "batch_size": 4, "lr": 0.01, "loss": loss, "sft_weight": 0.1 });
+    for loss in [
+        "hinge",
+        "ipo",
+        "robust",
+        "cdpo",
+        "apo_zero",
+        "sigmoid_norm",
+        "sppo_hard",
+        "simpo",
+        "orpo",
+    ] {
+        let with =
+            json!({ "steps": 2, "batch_size": 4, "lr": 0.01, "loss": loss, "sft_weight": 0.1 });
         let ended = bench.run(&bench.job("dpo", loss, with, &inputs));
         assert!(ended.finished()["train/grad_norm"] > 0.0, "{loss}");
     }
@@ -103,13 +145,19 @@ fn dpo_reads_reference_logprobs_of_a_score_stage() {
     let given = [inputs[0], inputs[1], ("logprobs", &*scored)];
     let known = bench.run(&bench.job("dpo", "known", with.clone(), &given));
     let computed = bench.run(&bench.job("dpo", "computed", with.clone(), &inputs));
-    let pairs = known.series("train/loss").into_iter().zip(computed.series("train/loss"));
+    let pairs = known
+        .series("train/loss")
+        .into_iter()
+        .zip(computed.series("train/loss"));
     for (a, b) in pairs {
         assert!((a - b).abs() < 1e-5, "{a} is not {b}");
     }
 
     // scores of other rows are refused
-    let other = bench.rows("other.jsonl", &preferences(9).into_iter().rev().collect::<Vec<_>>());
+    let other = bench.rows(
+        "other.jsonl",
+        &preferences(9).into_iter().rev().collect::<Vec<_>>(),
+    );
     let inputs: [(&str, &Path); 3] = [("model", &model), ("data", &other), ("logprobs", &scored)];
     let refused = bench.run(&bench.job("dpo", "refused", with, &inputs));
     assert_eq!(refused.code, Some(2));
@@ -133,7 +181,10 @@ fn grpo_learns_a_task_within_reach() {
     let metrics = ended.finished();
     let reward = ended.series("train/reward");
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
-    assert!(mean(&reward[20..]) > mean(&reward[..5]) + 0.05, "{reward:?}");
+    assert!(
+        mean(&reward[20..]) > mean(&reward[..5]) + 0.05,
+        "{reward:?}"
+    );
     for error in ended.series("train/token_mult_prob_error") {
         assert!((1.0..1.00001).contains(&error), "{error}");
     }
@@ -183,9 +234,19 @@ fn evaluate_reports_per_task_with_intervals() {
     let job = bench.job("evaluate", "evaluate", with, &[("model", &model)]);
     let ended = bench.run(&job);
     let metrics = ended.finished();
-    for name in ["accuracy", "pass@1", "pass@4", "cons@4", "mean_length", "truncation_rate"] {
+    for name in [
+        "accuracy",
+        "pass@1",
+        "pass@4",
+        "cons@4",
+        "mean_length",
+        "truncation_rate",
+    ] {
         assert!(metrics.contains_key(name), "{name}: {metrics:?}");
-        assert!(metrics.contains_key(&format!("addition/{name}")), "{name}: {metrics:?}");
+        assert!(
+            metrics.contains_key(&format!("addition/{name}")),
+            "{name}: {metrics:?}"
+        );
     }
     assert!((metrics["accuracy"] - metrics["pass@1"]).abs() < 1e-12);
     assert!(metrics["pass@4"] >= metrics["pass@1"]);
@@ -197,7 +258,12 @@ fn evaluate_reports_per_task_with_intervals() {
     let completions = read_rows(&job.outputs["completions"].join("completions.jsonl"));
     assert_eq!(completions.len(), 80);
 
-    let card = bench.job("export", "export", json!({}), &[("model", &model), ("report", &job.outputs["report"])]);
+    let card = bench.job(
+        "export",
+        "export",
+        json!({}),
+        &[("model", &model), ("report", &job.outputs["report"])],
+    );
     let card = fs::read_to_string(bench.ok(&card).join("README.md")).unwrap();
     assert!(card.contains("| accuracy |"), "{card}");
 }
@@ -252,9 +318,16 @@ fn two_ranks_do_what_one_does() {
         let norms = |ended: &crate::bench::Ended| ended.series("train/grad_norm");
         assert_eq!(norms(&alone).len(), 6);
         for (a, b) in norms(&alone).into_iter().zip(norms(&ranks[0])) {
-            assert!((a / b - 1.0).abs() < 1e-5 || (a - b).abs() < 1e-7, "{kind}: {a} is not {b}");
+            assert!(
+                (a / b - 1.0).abs() < 1e-5 || (a - b).abs() < 1e-7,
+                "{kind}: {a} is not {b}"
+            );
         }
-        for (a, b) in alone.series("train/loss").into_iter().zip(ranks[0].series("train/loss")) {
+        for (a, b) in alone
+            .series("train/loss")
+            .into_iter()
+            .zip(ranks[0].series("train/loss"))
+        {
             assert!((a - b).abs() < 1e-5, "{kind}: {a} is not {b}");
         }
     }
@@ -264,9 +337,16 @@ fn two_ranks_do_what_one_does() {
 fn two_ranks_generate_score_and_evaluate_what_one_does() {
     let bench = Bench::new();
     let model = bench.tiny("model", json!({}));
-    let prompts = bench.rows("prompts.jsonl", &["1+1=", "2", "34-5="].map(|p| json!({ "prompt": p })));
+    let prompts = bench.rows(
+        "prompts.jsonl",
+        &["1+1=", "2", "34-5="].map(|p| json!({ "prompt": p })),
+    );
     let cases: [(&str, Value, Vec<(&str, &Path)>); 2] = [
-        ("generate", json!({ "n": 3, "max_tokens": 6 }), vec![("model", &model), ("prompts", &prompts)]),
+        (
+            "generate",
+            json!({ "n": 3, "max_tokens": 6 }),
+            vec![("model", &model), ("prompts", &prompts)],
+        ),
         (
             "evaluate",
             json!({ "environment": "addition", "examples": 7, "max_tokens": 4 }),
