@@ -63,7 +63,14 @@ fn environment(recipe: &Recipe, stage: &Stage) -> Result<(), Fail> {
                     .help("add an input: `in.data = \"source.NAME\"`")
                 }
                 Ok(_) => continue,
-                Err(e) => Diagnostic::new(codes::RANGE, format!("stage '{}': {e}", stage.name)),
+                Err(e) => {
+                    let text = e.to_string();
+                    let text = text.strip_prefix("environment: ").unwrap_or(&text);
+                    // data's errors end in the fix
+                    let (cause, fix) = text.rsplit_once("; ").unwrap_or((text, ""));
+                    Diagnostic::new(codes::RANGE, format!("stage '{}': {cause}", stage.name))
+                        .help(fix)
+                }
             }
         };
         diagnostic.place = Some(recipe.place(&format!("{path}[{i}]")));

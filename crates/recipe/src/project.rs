@@ -6,12 +6,14 @@ use crate::names;
 use spec::{Layers, Plan, Recipe, Selection, Setting};
 use std::path::{Path, PathBuf};
 
-/// The nearest folder from `start` upwards that has `.git` or `recipe.lock`, else `start`.
+/// The nearest folder from `start` upwards that has `.git`, else the nearest that has
+/// `recipe.lock`, else `start`. A lock lies beside its recipe and appears with the first run, so
+/// inside a repository it must not move the root from one run to the next.
 pub fn root(start: &Path) -> PathBuf {
     let start = std::path::absolute(start).unwrap_or_else(|_| start.to_owned());
-    start
-        .ancestors()
-        .find(|dir| dir.join(".git").exists() || dir.join("recipe.lock").is_file())
+    let nearest = |marker: &str| start.ancestors().find(|dir| dir.join(marker).exists());
+    nearest(".git")
+        .or_else(|| nearest("recipe.lock"))
         .unwrap_or(&start)
         .to_owned()
 }

@@ -229,7 +229,7 @@ fn apply_profile(
         return Err(Box::new(
             Diagnostic::new(
                 codes::PROFILE,
-                format!("the recipe {} has no profile '{name}'", files.name(0)),
+                format!("'{}' has no profile '{name}'", files.name(0)),
             )
             .suggest(name, names),
         ));
@@ -288,8 +288,10 @@ fn apply_setting(
     if found < required || !TOP.contains(&path[0]) || path[0] == "profile" {
         let wrong = path[found.min(path.len() - 1)];
         let what = match (path[0], found) {
-            ("params", _) => format!("the recipe has no parameter '{wrong}'"),
-            (section @ ("stage" | "source"), 1) => format!("the recipe has no {section} '{wrong}'"),
+            ("params", _) => format!("'-S {text}': the recipe has no parameter '{wrong}'"),
+            (section @ ("stage" | "source"), 1) => {
+                format!("'-S {text}': the recipe has no {section} '{wrong}'")
+            }
             _ => format!("'-S {text}': the recipe has no key '{wrong}'"),
         };
         let names = known(level);
@@ -303,7 +305,7 @@ fn apply_setting(
             .nearest(&path.join("."))
             .as_str()
             .is_some_and(|old| !(old.starts_with("${") && old.ends_with('}')));
-    let number = files.add(format!("-S {text}"), text);
+    let number = files.add("command line", text);
     let offset = text.len() - value.len();
     let mut node = setting_value(files, number, value.trim(), was_string);
     node.at = crate::tree::At {

@@ -227,6 +227,20 @@ pub enum FailureClass {
     Timeout,
 }
 
+impl FailureClass {
+    /// The word in recipes and records.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Config => "config",
+            Self::Infra => "infra",
+            Self::Integrity => "integrity",
+            Self::Preempt => "preempt",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
 /// `retry`: which failures start another attempt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -254,7 +268,10 @@ impl Retry {
         {
             Some(i) => Err(Invalid {
                 field: format!("on[{i}]"),
-                message: "this class of failure would repeat".to_owned(),
+                message: format!(
+                    "a retry would repeat a failure of class '{}'",
+                    self.on[i].name()
+                ),
                 help: "retry on 'infra', 'preempt', 'timeout' or 'failed'".to_owned(),
                 code: codes::RANGE,
             }),

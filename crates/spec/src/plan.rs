@@ -2,7 +2,7 @@
 
 use crate::diagnostic::suggestion;
 use crate::{Diagnostic, Recipe, Stage, codes};
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 /// What the command line says about stages.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -68,15 +68,20 @@ impl Plan {
             }
         }
         let names = order(&recipe);
-        let index = |name: &str| {
-            names
-                .iter()
-                .position(|n| n == name)
-                .expect("resolved stages exist")
-        };
+        let index: HashMap<&str, usize> = names
+            .iter()
+            .enumerate()
+            .map(|(i, name)| (name.as_str(), i))
+            .collect();
         let upstream: Vec<Vec<usize>> = names
             .iter()
-            .map(|n| recipe.stages[n].upstream().into_iter().map(index).collect())
+            .map(|n| {
+                recipe.stages[n]
+                    .upstream()
+                    .into_iter()
+                    .map(|up| index[up])
+                    .collect()
+            })
             .collect();
         let mut downstream = vec![Vec::new(); names.len()];
         for (i, ups) in upstream.iter().enumerate() {
@@ -104,25 +109,29 @@ impl Plan {
     }
 }
 
-/// Stable topological order; the resolver has refused cycles.
+/// Stable topological order; the resolver has refused cycles. With a stack of its own, since chains
+/// may be long.
 fn order(recipe: &Recipe) -> Vec<String> {
-    fn visit<'a>(
-        recipe: &'a Recipe,
-        stage: &'a Stage,
-        seen: &mut BTreeSet<&'a str>,
-        out: &mut Vec<String>,
-    ) {
-        if seen.insert(&stage.name) {
-            for up in stage.upstream() {
-                visit(recipe, &recipe.stages[up], seen, out);
-            }
-            out.push(stage.name.clone());
-        }
-    }
-    let mut seen = BTreeSet::new();
+    let mut seen = HashSet::new();
     let mut out = Vec::with_capacity(recipe.stages.len());
-    for stage in recipe.stages.values() {
-        visit(recipe, stage, &mut seen, &mut out);
+    for start in recipe.stages.values() {
+        let mut path = Vec::new();
+        if seen.insert(start.name.as_str()) {
+            path.push((start, start.upstream().into_iter()));
+        }
+        while let Some((stage, upstream)) = path.last_mut() {
+            match upstream.next() {
+                Some(up) if seen.insert(up) => {
+                    let up = &recipe.stages[up];
+                    path.push((up, up.upstream().into_iter()));
+                }
+                Some(_) => {}
+                None => {
+                    out.push(stage.name.clone());
+                    path.pop();
+                }
+            }
+        }
     }
     out
 }
@@ -134,6 +143,9 @@ fn parts(
     selection: &Selection,
 ) -> Vec<Part> {
     let set = |list: &[String]| -> BTreeSet<usize> {
+        if list.is_empty() {
+            return BTreeSet::new();
+        }
         (0..names.len())
             .filter(|&i| list.contains(&names[i]))
             .collect()

@@ -317,7 +317,11 @@ impl<'a> Resolver<'a> {
         let with_node = with_node(table, entry, command);
         let with_owner = format!("{owner}: with");
         let form = |e: read::Error| Box::new(e.explain(self.files, &owner, &with_node));
-        read::table(self.files, &with_owner, &with_node)?;
+        self.refuse_placement(
+            &owner,
+            kind,
+            read::table(self.files, &with_owner, &with_node)?,
+        )?;
         let with = kind.read(&with_node).map_err(form)?;
         let inputs = match table.get("in") {
             Some(entry) => read::table(self.files, &format!("{owner}: 'in'"), &entry.node)?
@@ -369,23 +373,30 @@ impl<'a> Resolver<'a> {
         })
     }
 
-    /// Unknown keys of a stage; one that belongs in `with` says so.
+    /// Unknown keys of a stage; one that belongs in `with` or `resources` says so.
     fn stage_keys(&self, owner: &str, kind: &Kind, table: &Table, known: &[&str]) -> Result<()> {
-        let Some((key, entry)) = table.iter().find(|(key, _)| !known.contains(&key.as_str()))
-        else {
+        let unknown = |(key, _): &(&String, &Entry)| !known.contains(&key.as_str());
+        let Some((key, entry)) = table.iter().find(unknown) else {
             return Ok(());
         };
         let message = format!("{owner} has no key '{key}'");
-        let help = if kind.defaults().get(key).is_some()
-            || matches!(key.as_str(), "steps" | "epochs")
-        {
-            format!("'{key}' belongs in `with`: with = {{ {key} = .. }}")
-        } else if serde_json::to_value(Resources::default()).is_ok_and(|r| r.get(key).is_some()) {
-            format!("'{key}' belongs in `resources`: resources = {{ {key} = .. }}")
-        } else {
-            suggestion(key, known.iter().copied())
-        };
+        let help = belongs(kind, key).unwrap_or_else(|| suggestion(key, known.iter().copied()));
         Err(self.error(codes::UNKNOWN_KEY, entry.key_at, message, help))
+    }
+
+    /// Placement written among the settings that make up a stage's identity.
+    fn refuse_placement(&self, owner: &str, kind: &Kind, with: &Table) -> Result<()> {
+        for (key, entry) in with {
+            if !is_setting(kind, key) && RESOURCES.contains(&key.as_str()) {
+                return Err(self.error(
+                    codes::UNKNOWN_KEY,
+                    entry.key_at,
+                    format!("{owner} has no key '{key}'"),
+                    belongs(kind, key).unwrap_or_default(),
+                ));
+            }
+        }
+        Ok(())
     }
 
     fn placement(&self, owner: &str, kind: &Kind, table: &Table) -> Result<Placement> {
@@ -691,7 +702,7 @@ impl<'a> Resolver<'a> {
             None => Err(self.error(
                 codes::NO_OUTPUT,
                 node.at,
-                format!("{owner} has no output '{text}' to read"),
+                format!("{owner} has no output '{text}'"),
                 qualified_suggestion(text, made.iter().map(|o| format!("{left}.{}", o.name))),
             )),
         }
@@ -742,6 +753,38 @@ impl<'a> Resolver<'a> {
         }
         Ok(())
     }
+}
+
+/// Fields of [`Resources`].
+const RESOURCES: [&str; 9] = [
+    "ranks",
+    "nodes",
+    "threads",
+    "mesh",
+    "rollout_mesh",
+    "microbatch_tokens",
+    "activation_checkpointing",
+    "head_chunk",
+    "offload",
+];
+
+/// Whether `with` of this kind has the key. `steps` and `epochs` have no default.
+fn is_setting(kind: &Kind, key: &str) -> bool {
+    kind.defaults().get(key).is_some() || kind.checkpoints && matches!(key, "steps" | "epochs")
+}
+
+/// Where a key belongs that stands in the wrong table.
+fn belongs(kind: &Kind, key: &str) -> Option<String> {
+    let table = if is_setting(kind, key) {
+        "with"
+    } else if RESOURCES.contains(&key) {
+        "resources"
+    } else {
+        return None;
+    };
+    Some(format!(
+        "'{key}' belongs in `{table}`: {table} = {{ {key} = .. }}"
+    ))
 }
 
 /// `with`, and what a command says beside it.

@@ -12,7 +12,8 @@ pub fn recipe() -> Value {
         .iter()
         .map(|kind| stage(kind, &mut generator))
         .collect();
-    let definitions = generator.take_definitions(true);
+    let mut definitions = generator.take_definitions(true);
+    allow_params(&mut definitions);
     let layered = |stage: Value| {
         json!({
             "params": { "type": "object", "description": "values used as ${params.name}" },
@@ -46,8 +47,7 @@ pub fn recipe() -> Value {
             }),
         );
     }
-    let mut defs: Map<String, Value> = definitions;
-    defs.insert("stage".to_owned(), json!({ "oneOf": stages }));
+    definitions.insert("stage".to_owned(), json!({ "oneOf": stages }));
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "recipe",
@@ -55,20 +55,20 @@ pub fn recipe() -> Value {
         "type": "object",
         "properties": properties,
         "additionalProperties": false,
-        "$defs": defs,
+        "$defs": definitions,
     })
 }
 
 const NAME: &str = "^[A-Za-z0-9_-]+$";
 
 fn stage(kind: &Kind, generator: &mut SchemaGenerator) -> Value {
-    let with = interpolated(kind.schema(generator).into());
+    let with: Value = kind.schema(generator).into();
     let mut properties = json!({
         "kind": { "const": kind.name, "description": kind.doc },
         "in": inputs(kind),
         "with": with,
-        "resources": interpolated(generator.subschema_for::<Resources>().into()),
-        "retry": interpolated(generator.subschema_for::<Retry>().into()),
+        "resources": generator.subschema_for::<Resources>(),
+        "retry": generator.subschema_for::<Retry>(),
         "timeout": { "type": "string", "description": "wall time of one attempt, such as 12h" },
         "assert": { "type": "array", "items": generator.subschema_for::<Assertion>() },
     });
@@ -76,7 +76,7 @@ fn stage(kind: &Kind, generator: &mut SchemaGenerator) -> Value {
         if kind.checkpoints {
             map.insert(
                 "checkpoint".to_owned(),
-                interpolated(generator.subschema_for::<Checkpoint>().into()),
+                generator.subschema_for::<Checkpoint>().into(),
             );
         }
         if kind.open_inputs {
@@ -125,10 +125,29 @@ fn artifact(kind: ArtifactKind) -> &'static str {
     kind.name()
 }
 
-/// Wherever a value stands, a `${params.x}` may stand as well.
-fn interpolated(schema: Value) -> Value {
-    schema
+/// Lets every property of the definitions be a parameter instead of a value.
+fn allow_params(definitions: &mut Map<String, Value>) {
+    for definition in definitions.values_mut() {
+        let Some(Value::Object(properties)) = definition.get_mut("properties") else {
+            continue;
+        };
+        for schema in properties.values_mut() {
+            let described = schema.get("description").cloned();
+            let default = schema.get("default").cloned();
+            let mut either =
+                json!({ "anyOf": [schema.take(), { "type": "string", "pattern": PARAM }] });
+            for (key, value) in [("description", described), ("default", default)] {
+                if let Some(value) = value {
+                    either[key] = value;
+                }
+            }
+            *schema = either;
+        }
+    }
 }
+
+/// A lone reference to a parameter.
+const PARAM: &str = "^\\$\\{ *params\\.[A-Za-z0-9_-]+ *\\}$";
 
 fn source() -> Value {
     let text = json!({ "type": "string" });

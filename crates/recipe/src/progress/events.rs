@@ -1,7 +1,4 @@
 //! `--events FILE`: every [`Report`] as one JSON line with its time, written as it happens.
-//!
-//! The first line is `run_started` with the version of the format, the last `run_finished` with the
-//! exit code. Fields are those of [`runner::Report`]; `time` is seconds since 1970 in UTC.
 
 use crate::fail::Fail;
 use runner::{Report, Reporter};

@@ -1,4 +1,7 @@
 //! Watching a run: live bars on a terminal, plain lines elsewhere, JSON lines in a file.
+//!
+//! A line of `--events FILE` is a [`runner::Report`] with `time`, seconds since 1970 (UTC); its
+//! `event` is `run_started` first (with `version`), `run_finished` last (with `exit_code`).
 
 mod events;
 pub mod plain;

@@ -48,11 +48,7 @@ impl Reporter for Plain {
                 live.eta = *eta_seconds;
                 if said.elapsed() >= EVERY {
                     *said = Instant::now();
-                    say(&format!(
-                        "{stage}: step {}, {}",
-                        live.steps(),
-                        live.numbers()
-                    ));
+                    say(&format!("{stage}: {}", live.sentence()));
                 }
             }
             Report::StageFinished { stage, status, .. } => {
@@ -60,11 +56,7 @@ impl Reporter for Plain {
                     && live.step > 0
                     && *status == Status::Ran
                 {
-                    say(&format!(
-                        "{stage}: step {}, {}",
-                        live.steps(),
-                        live.numbers()
-                    ));
+                    say(&format!("{stage}: {}", live.sentence()));
                 }
                 say(&line(event).unwrap_or_default());
             }
@@ -118,8 +110,10 @@ pub fn line(event: &Report) -> Option<String> {
             ) {
                 text = format!("{text} in {}", duration(*seconds));
             }
-            match message {
-                Some(message) if *status != Status::Reused => format!("{text}: {message}"),
+            match (status, message) {
+                (Status::AssertionFailed | Status::Failed | Status::Skipped, Some(message)) => {
+                    format!("{text}: {message}")
+                }
                 _ => text,
             }
         }

@@ -45,6 +45,16 @@ impl Live {
         }
     }
 
+    /// `step 120/300, loss 0.6931`, for a line of text.
+    pub fn sentence(&self) -> String {
+        let parts = [format!("step {}", self.steps()), self.numbers()];
+        parts
+            .into_iter()
+            .filter(|p| !p.is_empty())
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
     /// `loss 0.6931, 3.1k tokens/s, 12s left`.
     pub fn numbers(&self) -> String {
         let mut parts = Vec::new();
@@ -54,7 +64,7 @@ impl Live {
         if let Some(rate) = self.tokens_per_second {
             parts.push(format!("{} tokens/s", count(rate)));
         }
-        if let Some(eta) = self.eta {
+        if let Some(eta) = self.eta.filter(|_| self.step < self.total) {
             parts.push(format!("{} left", duration(eta)));
         }
         parts.join(", ")

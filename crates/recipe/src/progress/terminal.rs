@@ -168,8 +168,14 @@ impl Reporter for Terminal {
                 if !numbers.is_empty() {
                     text = format!("{text}  {numbers}");
                 }
-                if let Some(message) = message.as_ref().filter(|_| !status.has_result()) {
-                    text = format!("{text}: {}", message.lines().next().unwrap_or_default());
+                match (status, message) {
+                    (Status::AssertionFailed | Status::Failed | Status::Skipped, Some(message)) => {
+                        text = format!("{text}: {}", message.lines().next().unwrap_or_default());
+                    }
+                    (Status::Stopped, _) => {
+                        text = format!("{text} at {}", self.bar(stage).1.steps());
+                    }
+                    _ => {}
                 }
                 let (bar, _) = self.bar(stage);
                 bar.disable_steady_tick();

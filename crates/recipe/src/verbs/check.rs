@@ -2,6 +2,7 @@
 
 use crate::args::CheckArgs;
 use crate::fail::Fail;
+use crate::format::plural;
 use crate::{output, project};
 use serde_json::{Map, Value, json};
 use spec::{Plan, Recipe, Selection};
@@ -25,14 +26,6 @@ pub fn run(args: CheckArgs) -> Result<u8, Fail> {
         plural(sources.len(), "source")
     ));
     Ok(0)
-}
-
-fn plural(n: usize, word: &str) -> String {
-    if n == 1 {
-        format!("1 {word}")
-    } else {
-        format!("{n} {word}s")
-    }
 }
 
 /// The resolved recipe: what every stage will be asked to do, defaults filled in.

@@ -2,15 +2,19 @@
 
 use crate::args::GetArgs;
 use crate::fail::Fail;
-use crate::format::bytes;
+use crate::format::{bytes, plural};
 use crate::{output, project};
 use runner::State;
 use serde_json::{Map, Value, json};
 use spec::diagnostic::suggestion;
-use spec::{Plan, Selection};
+use spec::{Plan, Selection, SourceSpec};
+use std::fmt::Write as _;
+use std::path::Path;
 
 /// The file in which the artifact's origin is told.
 const PROVENANCE: &str = "provenance.json";
+/// The line of a model card that the origin replaces; `export` writes it.
+const CARD_MARK: &str = "<!-- recipe: provenance -->";
 
 pub fn run(args: GetArgs) -> Result<u8, Fail> {
     let recipe = project::load(&args.recipe)?;
@@ -86,13 +90,65 @@ pub fn run(args: GetArgs) -> Result<u8, Fail> {
     });
     let path = args.to.join(PROVENANCE);
     std::fs::write(&path, format!("{origin:#}\n")).map_err(|e| Fail::io("write", &path, &e))?;
+    card(&args.to, &plan, &origin)?;
     output::line(format!(
-        "{stage}.{output}: {} files, {} in {}",
-        manifest.files.len(),
+        "{stage}.{output}: {}, {} in {}",
+        plural(manifest.files.len(), "file"),
         bytes(manifest.bytes()),
         args.to.display()
     ));
     Ok(0)
+}
+
+/// Completes an exported model's card where it leaves room for its origin.
+fn card(dir: &Path, plan: &Plan, origin: &Value) -> Result<(), Fail> {
+    let path = dir.join("README.md");
+    let Ok(text) = std::fs::read_to_string(&path) else {
+        return Ok(());
+    };
+    if !text.contains(CARD_MARK) {
+        return Ok(());
+    }
+    let mut told = format!(
+        "Made by the recipe `{}`:\n\n| stage | kind | key |\n|---|---|---|",
+        plan.recipe.name
+    );
+    for (stage, made) in origin["lineage"].as_object().into_iter().flatten() {
+        let _ = write!(
+            told,
+            "\n| {stage} | {} | `{}` |",
+            made["kind"].as_str().unwrap_or(""),
+            made["key"].as_str().unwrap_or("")
+        );
+    }
+    let sources: Vec<String> = plan
+        .recipe
+        .sources
+        .iter()
+        .map(|(name, s)| format!("`{name}` from `{}`", shown(&s.from)))
+        .collect();
+    if !sources.is_empty() {
+        let _ = write!(told, "\n\nSources: {}.", sources.join(", "));
+    }
+    let _ = write!(
+        told,
+        "\n\nDigests, configuration and metrics of every stage: `{PROVENANCE}`."
+    );
+    // a new file: with --link the old one is the store's own
+    std::fs::remove_file(&path).map_err(|e| Fail::io("replace", &path, &e))?;
+    std::fs::write(&path, text.replace(CARD_MARK, &told)).map_err(|e| Fail::io("write", &path, &e))
+}
+
+/// Where a source came from, without folders of this machine.
+fn shown(from: &SourceSpec) -> String {
+    match from {
+        SourceSpec::Path(path) => path
+            .file_name()
+            .unwrap_or(path.as_os_str())
+            .to_string_lossy()
+            .into_owned(),
+        other => other.to_string(),
+    }
 }
 
 /// Key, configuration and input digests of every stage that led here, in the order they ran.

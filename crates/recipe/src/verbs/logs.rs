@@ -2,13 +2,25 @@
 
 use crate::args::LogsArgs;
 use crate::fail::Fail;
-use crate::verbs::runs::find;
+use crate::verbs::runs::{computed_in, find, record};
 use crate::{output, project};
 use spec::diagnostic::suggestion;
 
 pub fn run(args: LogsArgs) -> Result<u8, Fail> {
     let store = project::open_store(&args.store)?;
     let id = find(&store, &args.run)?;
+    let stages = record(&store, &id)?
+        .map(|r| r["stages"].clone())
+        .unwrap_or_default();
+    let reused = stages
+        .as_array()
+        .and_then(|all| all.iter().find(|s| s["stage"] == args.stage.as_str()));
+    // a reused stage has the log of the run that computed it
+    let computed = reused
+        .map(|s| computed_in(&store, s))
+        .transpose()?
+        .flatten();
+    let (id, stage) = computed.unwrap_or((id, args.stage));
     // logs/<stage>-<attempt>.log
     let mut logs: Vec<(String, u32, String)> = store
         .list_run_files(&id)?
@@ -20,26 +32,20 @@ pub fn run(args: LogsArgs) -> Result<u8, Fail> {
         })
         .collect();
     logs.sort();
-    let of_stage: Vec<_> = logs
-        .iter()
-        .filter(|(stage, ..)| *stage == args.stage)
-        .collect();
+    let of_stage: Vec<_> = logs.iter().filter(|(of, ..)| *of == stage).collect();
     let chosen = match args.attempt {
         Some(n) => of_stage.iter().find(|(_, attempt, _)| *attempt == n),
         None => of_stage.last(),
     };
     let Some((_, _, file)) = chosen else {
         let help = if of_stage.is_empty() {
-            format!(
-                "a reused stage has no log; {}",
-                suggestion(&args.stage, logs.iter().map(|(s, ..)| s.as_str()))
-            )
+            suggestion(&stage, logs.iter().map(|(s, ..)| s.as_str()))
         } else {
             let attempts: Vec<String> = of_stage.iter().map(|(_, n, _)| n.to_string()).collect();
             format!("its attempts: {}", attempts.join(", "))
         };
         return Err(Fail::not_stored(
-            format!("run '{id}' has no such log of stage '{}'", args.stage),
+            format!("run '{id}' has no such log of stage '{stage}'"),
             help,
         ));
     };

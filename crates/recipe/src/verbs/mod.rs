@@ -1,4 +1,22 @@
 //! One file per verb. Each takes its arguments and gives the exit code of its own end.
+//!
+//! What `--json` prints, version 1 (`"version": 1` in every object; fields are only ever added):
+//!
+//! | verb | value |
+//! |---|---|
+//! | `run` | [`runner::Outcome`]: `run`, `recipe`, `exit_code`, `seconds`, `stages` (each [`runner::StageOutcome`]) |
+//! | `plan` | `recipe`, `stages`: each `stage`, `kind`, `state` (`reuse`, `run`, `undecided`, `missing`, `out`), `why`, `depends_on`, `key`, `checkpoint`, `cost_seconds` |
+//! | `why` | `stage`, `state`, `why` (with `fields`: each `field`, `before`, `now`), `depends_on`, `key`, `preimage` |
+//! | `check` | `recipe`, `sources`, `stages`: each with its inputs, outputs and the whole configuration, defaults filled in |
+//! | `graph --format json` | `recipe`, `sources`, `stages`, `edges` (each `from`, `to`, `input`) |
+//! | `runs` | one record per line, as `show --json` prints it |
+//! | `show` | the run's record: `id`, `recipe`, `state`, `exit_code`, `started`, `finished`, `stages` |
+//! | `show --metrics STAGE` | lines `{"stage", "attempt", "step", "metrics": {..}}` |
+//! | `cache stat` | `store`, `kinds`: each `kind`, `objects`, `bytes` |
+//! | `cache verify` | `store`, `objects`, `bytes`, `problems`: each `path`, `kind`, `why` |
+//! | `doctor` | `ok`, `findings`: each `name`, `ok`, `text` |
+//!
+//! `run --events FILE` writes lines described in [`crate::progress`].
 
 pub mod cache;
 pub mod check;

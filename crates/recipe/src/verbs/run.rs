@@ -1,6 +1,6 @@
 //! `recipe run`: what is missing is computed, and the outcome said.
 
-use crate::args::{ResumeArg, RunArgs};
+use crate::args::{RecipeArgs, ResumeArg, RunArgs};
 use crate::fail::{self, Fail};
 use crate::format::{duration, table};
 use crate::progress::{Watch, plain, stage};
@@ -12,6 +12,7 @@ use spec::Plan;
 pub fn run(args: RunArgs) -> Result<u8, Fail> {
     let recipe = project::load(&args.recipe)?;
     let file = args.recipe.recipe.clone();
+    let typed = typed(&args.recipe);
     let selection = project::selection(args.stages, args.select)?;
     let plan = Plan::new(recipe, &selection)?;
     let url = project::store(&args.store, project::folder(&file));
@@ -33,7 +34,7 @@ pub fn run(args: RunArgs) -> Result<u8, Fail> {
         output::json(&value);
     } else {
         output::line(summary(&outcome));
-        if let Some(hint) = hint(&plan, &file.display().to_string(), &outcome) {
+        if let Some(hint) = hint(&plan, &typed, &outcome) {
             output::line(hint);
         }
     }
@@ -62,10 +63,9 @@ fn summary(outcome: &Outcome) -> String {
             stage.stage.clone(),
             stage.kind.clone(),
             plain::word(stage.status).to_owned(),
-            if stage.status == Status::Reused {
-                "-".to_owned()
-            } else {
-                duration(stage.seconds)
+            match stage.status {
+                Status::Reused | Status::NotRun | Status::Skipped => "-".to_owned(),
+                _ => duration(stage.seconds),
             },
             stage::key_metrics(&stage.metrics),
             artifacts.join(", "),
@@ -87,8 +87,16 @@ fn summary(outcome: &Outcome) -> String {
     )
 }
 
+/// The recipe and its layers as they were typed, for the next command.
+fn typed(args: &RecipeArgs) -> String {
+    let mut words = vec![args.recipe.display().to_string()];
+    words.extend(args.set.iter().map(|set| format!("-S {set}")));
+    words.extend(args.profile.iter().map(|name| format!("--profile {name}")));
+    words.join(" ")
+}
+
 /// What to type next.
-fn hint(plan: &Plan, file: &str, outcome: &Outcome) -> Option<String> {
+fn hint(plan: &Plan, recipe: &str, outcome: &Outcome) -> Option<String> {
     match outcome.exit_code {
         0 => {
             // the last stage that makes something nobody in the recipe reads
@@ -100,7 +108,7 @@ fn hint(plan: &Plan, file: &str, outcome: &Outcome) -> Option<String> {
             let name = &last.stage.name;
             let output = &last.stage.outputs[0].name;
             Some(format!(
-                "take the result out: recipe get {file} {name}.{output} --to DIR"
+                "take the result out: recipe get {recipe} {name}.{output} --to DIR"
             ))
         }
         75 => Some("stopped with a checkpoint: the same command goes on from there".to_owned()),

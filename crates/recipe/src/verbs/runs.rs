@@ -95,3 +95,18 @@ pub fn find(store: &Store, word: &str) -> Result<String, Fail> {
         )),
     }
 }
+
+/// The run and stage that computed what a stage of a run reused: its metrics and logs are there.
+pub fn computed_in(store: &Store, stage: &Value) -> Result<Option<(String, String)>, Fail> {
+    let key = stage["key"]
+        .as_str()
+        .and_then(|hex| hex.parse::<cache::Digest>().ok());
+    if !matches!(stage["status"].as_str(), Some("reused" | "adopted")) {
+        return Ok(None);
+    }
+    let Some(key) = key else { return Ok(None) };
+    Ok(store.current(&key)?.and_then(|(_, result)| {
+        let word = |field: &str| result.provenance.get(field)?.as_str().map(str::to_owned);
+        Some((word("run")?, word("stage")?))
+    }))
+}

@@ -4,7 +4,7 @@ use crate::args::ShowArgs;
 use crate::fail::Fail;
 use crate::format::{duration, table};
 use crate::progress::stage::key_metrics;
-use crate::verbs::runs::{find, record, state, text};
+use crate::verbs::runs::{computed_in, find, record, state, text};
 use crate::{output, project};
 use serde_json::Value;
 use spec::diagnostic::suggestion;
@@ -28,9 +28,16 @@ pub fn run(args: ShowArgs) -> Result<u8, Fail> {
                 suggestion(name, known()),
             ));
         }
+        // a reused stage has the steps of the run that computed it
+        let reused = stages.iter().find(|s| s["stage"] == name.as_str());
+        let computed = reused
+            .map(|s| computed_in(&store, s))
+            .transpose()?
+            .flatten();
+        let (run, stage) = computed.unwrap_or((id, name.clone()));
         metrics(
-            &store.get_run(&id, "metrics.jsonl")?.unwrap_or_default(),
-            name,
+            &store.get_run(&run, "metrics.jsonl")?.unwrap_or_default(),
+            &stage,
         );
         return Ok(0);
     }

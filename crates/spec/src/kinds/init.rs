@@ -140,10 +140,12 @@ impl Config for Init {
     fn check_inputs(&self, inputs: &[&str]) -> Result<(), Invalid> {
         let data = inputs.contains(&"data");
         match self.tokenizer {
-            Tokenizer::Bpe if !data => Err(Invalid::missing(
-                "tokenizer",
-                "a `bpe` tokenizer is trained: give the stage an input `data`",
-            )),
+            Tokenizer::Bpe if !data => Err(Invalid {
+                field: "tokenizer".to_owned(),
+                message: "a 'bpe' tokenizer is trained, but there is no input 'data'".to_owned(),
+                help: "add `in.data = \"source.NAME\"`, or use the `byte` tokenizer".to_owned(),
+                code: crate::codes::MISSING_INPUT,
+            }),
             Tokenizer::Char if !data && self.alphabet.is_empty() => Err(Invalid::missing(
                 "alphabet",
                 "a `char` tokenizer needs `alphabet = \"..\"`, or an input `data` to take it from",

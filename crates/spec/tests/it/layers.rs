@@ -168,8 +168,5 @@ fn places_are_exact() {
     assert_eq!((place.line, place.column, place.width), (line, 48, 10));
     let diagnostic = load_with(RECIPE, &settings(&["stage.sft.with.lr=-1"])).unwrap_err();
     let place = diagnostic.place.unwrap();
-    assert_eq!(
-        (place.file.as_str(), place.column),
-        ("-S stage.sft.with.lr=-1", 19)
-    );
+    assert_eq!((place.file.as_str(), place.column), ("command line", 19));
 }

@@ -1,0 +1,389 @@
+//! Every verb on a project of `command` stages, which need no worker.
+
+use crate::project::{Project, run};
+use serde_json::{Value, json};
+
+const RECIPE: &str = r#"
+[recipe]
+name = "letters"
+schema = 1
+
+[params]
+word = "hello"
+
+[source.text]
+path = "text.txt"
+
+[stage.upper]
+kind = "command"
+in.text = "source.text"
+cmd = ["sh", "-c", "echo upper >> ran; echo shouting >&2; tr a-z A-Z < $IN_text > $OUT_out"]
+out = ["out"]
+
+[stage.greet]
+kind = "command"
+in.x = "upper.out"
+cmd = ["sh", "-c", "mkdir $OUT_out; echo ${params.word} > $OUT_out/greeting; cat $IN_x >> $OUT_out/greeting"]
+out = ["out"]
+"#;
+
+fn project() -> Project {
+    let project = Project::new(RECIPE);
+    project.write("text.txt", "world\n");
+    project
+}
+
+fn states(value: &Value, field: &str) -> Vec<String> {
+    value["stages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| s[field].as_str().unwrap_or("?").to_owned())
+        .collect()
+}
+
+#[test]
+fn runs_once_and_reuses() {
+    let project = project();
+    let plan = project
+        .recipe("plan recipe.toml --json --detailed-exitcode")
+        .code(7);
+    assert_eq!(states(&plan.json(), "state"), ["run", "undecided"]);
+
+    let first = project
+        .recipe("run recipe.toml --events events.jsonl")
+        .code(0);
+    assert!(
+        first.out.contains("upper") && first.out.contains("done"),
+        "{}",
+        first.out
+    );
+    assert!(
+        first
+            .out
+            .contains("recipe get recipe.toml greet.out --to DIR"),
+        "{}",
+        first.out
+    );
+    let events: Vec<Value> = project
+        .read("events.jsonl")
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    assert_eq!(events[0]["event"], "run_started");
+    assert_eq!(events[0]["version"], 1);
+    let last = events.last().unwrap();
+    assert_eq!(
+        (&last["event"], &last["exit_code"]),
+        (&json!("run_finished"), &json!(0))
+    );
+    assert_eq!(
+        project.read(".recipe/.gitignore"),
+        "*\n",
+        "git does not see the store"
+    );
+
+    let second = project.recipe("run recipe.toml --json").code(0);
+    assert_eq!(states(&second.json(), "status"), ["reused", "reused"]);
+    assert_eq!(second.json()["version"], 1);
+    project
+        .recipe("plan recipe.toml --detailed-exitcode")
+        .code(0);
+
+    let why = project.recipe("why recipe.toml greet").code(0);
+    assert!(why.out.contains("nothing differs"), "{}", why.out);
+    let why = project.recipe("why recipe.toml greet -S word=ciao").code(0);
+    assert!(why.out.contains("with.cmd[2]"), "{}", why.out);
+    let plan = project
+        .recipe("plan recipe.toml -S word=ciao --json")
+        .code(0)
+        .json();
+    assert_eq!(states(&plan, "state"), ["reuse", "run"]);
+
+    let get = project
+        .recipe("get recipe.toml greet.out --to taken")
+        .code(0);
+    assert!(get.out.contains("greet.out: 1 file,"), "{}", get.out);
+    assert_eq!(project.read("taken/greeting"), "hello\nWORLD\n");
+    let told: Value = serde_json::from_str(&project.read("taken/provenance.json")).unwrap();
+    assert_eq!(told["recipe"], "letters");
+    assert!(told["lineage"]["upper"]["key"].is_string());
+    project
+        .recipe("get recipe.toml greet.out --to taken")
+        .code(2);
+    project
+        .recipe("get recipe.toml greet.out --to other -S word=ciao")
+        .code(2);
+}
+
+#[test]
+fn records_can_be_read() {
+    let project = project();
+    project.recipe("run recipe.toml").code(0);
+    let runs = project.recipe("runs").code(0);
+    assert!(
+        runs.out.contains("letters") && runs.out.contains("2 ran, 0 reused of 2"),
+        "{}",
+        runs.out
+    );
+    let lines: Vec<Value> = project
+        .recipe("runs --json")
+        .code(0)
+        .out
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    assert_eq!(lines.len(), 1);
+    let id = lines[0]["id"].as_str().unwrap();
+    for word in ["last", id, &id[..id.len() - 1]] {
+        assert!(
+            project
+                .recipe(&format!("show {word}"))
+                .code(0)
+                .out
+                .contains("greet")
+        );
+    }
+    assert_eq!(
+        project.recipe("show last --json").code(0).json()["exit_code"],
+        0
+    );
+    assert!(
+        project
+            .recipe("logs last upper")
+            .code(0)
+            .out
+            .contains("shouting")
+    );
+    assert!(
+        project
+            .recipe("logs last uper")
+            .code(2)
+            .err
+            .contains("did you mean 'upper'")
+    );
+    assert!(
+        project
+            .recipe("show last --metrics geet")
+            .code(2)
+            .err
+            .contains("did you mean 'greet'")
+    );
+    assert_eq!(project.recipe("show last --metrics greet").code(0).out, "");
+    assert!(
+        project
+            .recipe("show nothing")
+            .code(2)
+            .err
+            .contains("there is no run 'nothing'")
+    );
+}
+
+#[test]
+fn the_store_is_counted_and_checked() {
+    let project = project();
+    project.recipe("run recipe.toml").code(0);
+    let stat = project.recipe("cache stat --json").code(0).json();
+    let results = stat["kinds"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|k| k["kind"] == "results")
+        .unwrap();
+    assert_eq!(results["objects"], 2);
+    assert!(
+        project
+            .recipe("cache verify")
+            .code(0)
+            .out
+            .contains("nothing is wrong")
+    );
+    // damage the blob of the greeting
+    let damaged = walk(&project.path(".recipe/blobs"))
+        .into_iter()
+        .find(|p| std::fs::read(p).unwrap() == b"hello\nWORLD\n")
+        .unwrap();
+    std::fs::remove_file(&damaged).unwrap();
+    std::fs::write(&damaged, "hello\nwORLD\n").unwrap();
+    let verify = project.recipe("cache verify --paranoid --json").code(5);
+    assert_eq!(
+        verify.json()["problems"].as_array().unwrap().len(),
+        1,
+        "{}",
+        verify.out
+    );
+    // it is computed again, never served
+    project.recipe("run recipe.toml").code(0);
+    project.recipe("cache verify --paranoid").code(0);
+}
+
+fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            all.extend(walk(&path))
+        } else {
+            all.push(path)
+        }
+    }
+    all
+}
+
+#[test]
+fn failures_say_what_and_where() {
+    let project = Project::new(
+        "[recipe]\nname = \"fails\"\nschema = 1\n[stage.bad]\nkind = \"command\"\ncmd = [\"sh\", \"-c\", \"echo the reason >&2; exit 9\"]\nout = [\"x\"]\n[stage.after]\nkind = \"command\"\nin.x = \"bad.x\"\ncmd = [\"true\"]\nout = [\"y\"]\n",
+    );
+    let ran = project.recipe("run recipe.toml").code(1);
+    assert!(
+        ran.err.contains("stage 'bad' failed in attempt 1"),
+        "{}",
+        ran.err
+    );
+    assert!(
+        ran.err.contains("| the reason") && ran.err.contains("the whole log: "),
+        "{}",
+        ran.err
+    );
+    assert!(ran.out.contains("skipped"), "{}", ran.out);
+    let missing = project.recipe("run recipe.toml --only after");
+    assert_ne!(missing.code, 0);
+    assert!(missing.err.contains("bad"), "{}", missing.err);
+}
+
+#[test]
+fn selections_are_obeyed() {
+    let project = project();
+    let ran = project
+        .recipe("run recipe.toml upper --json")
+        .code(0)
+        .json();
+    assert_eq!(states(&ran, "status")[0], "ran");
+    assert_ne!(
+        states(&ran, "status").get(1).map(String::as_str),
+        Some("ran")
+    );
+    let ran = project
+        .recipe("run recipe.toml --from greet --json")
+        .code(0)
+        .json();
+    assert_eq!(states(&ran, "status"), ["reused", "ran"]);
+    let ran = project
+        .recipe("run recipe.toml --force=greet --json")
+        .code(0)
+        .json();
+    assert_eq!(states(&ran, "status"), ["reused", "ran"]);
+    assert_eq!(ran["stages"][1]["attempt"], 2);
+    let ran = project
+        .recipe("run recipe.toml --force --json")
+        .code(0)
+        .json();
+    assert_eq!(states(&ran, "status"), ["ran", "ran"]);
+}
+
+#[test]
+fn graphs_and_schema_are_whole() {
+    let project = project();
+    let dot = project.recipe("graph recipe.toml").code(0).out;
+    assert!(
+        dot.starts_with("digraph") && dot.contains("\"upper\" -> \"greet\" [label = \"out -> x\"]"),
+        "{dot}"
+    );
+    let mermaid = project
+        .recipe("graph recipe.toml --format mermaid")
+        .code(0)
+        .out;
+    assert!(
+        mermaid.starts_with("graph LR") && mermaid.contains("s0 -->|\"out -> x\"| s1"),
+        "{mermaid}"
+    );
+    let graph = project
+        .recipe("graph recipe.toml --format json")
+        .code(0)
+        .json();
+    assert_eq!(
+        graph["edges"][1],
+        json!({ "from": "upper.out", "to": "greet", "input": "x" })
+    );
+    let schema = project.recipe("schema").code(0).json();
+    let kinds: Vec<&str> = schema["$defs"]["stage"]["oneOf"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|s| s["properties"]["kind"]["const"].as_str().unwrap())
+        .collect();
+    assert_eq!(kinds.len(), 10);
+    assert!(
+        schema["$defs"]["Sft"]["properties"]["lr"]["description"]
+            .as_str()
+            .unwrap()
+            .contains("learning rate")
+    );
+    for shell in ["bash", "zsh", "fish"] {
+        assert!(
+            project
+                .recipe(&format!("completions {shell}"))
+                .code(0)
+                .out
+                .contains("recipe")
+        );
+    }
+}
+
+#[test]
+fn init_writes_a_recipe_that_checks() {
+    let dir = tempfile::tempdir().unwrap();
+    run(dir.path(), &["init", "mine"]).code(0);
+    run(dir.path(), &["check", "mine/recipe.toml"]).code(0);
+    run(
+        dir.path(),
+        &["check", "mine/recipe.toml", "--profile", "quick"],
+    )
+    .code(0);
+    let again = run(dir.path(), &["init", "mine"]).code(2);
+    assert!(again.err.contains("nothing was changed"), "{}", again.err);
+}
+
+#[test]
+fn shipped_recipes_check() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../recipes");
+    let mut checked = 0;
+    for folder in [root.clone(), root.join("ci")] {
+        for entry in std::fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            if path.extension().is_some_and(|e| e == "toml") && !path.ends_with("common.toml") {
+                run(&root, &["check", path.to_str().unwrap()]).code(0);
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked >= 4, "{checked} recipes");
+}
+
+#[test]
+fn doctor_says_what_is_missing() {
+    let project = project();
+    let found = project.recipe("doctor --json").json();
+    let worker = found["findings"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|f| f["name"] == "worker")
+        .unwrap()
+        .clone();
+    assert_eq!(
+        found["ok"], worker["ok"],
+        "only the worker can be missing here"
+    );
+    assert!(!project.path(".recipe").exists(), "doctor changes nothing");
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    let project = project();
+    assert!(project.recipe("--help").code(0).out.contains("Exit codes"));
+    project.recipe("--version").code(0);
+    project.recipe("run").code(2);
+    project.recipe("nonsense").code(2);
+}
