@@ -36,10 +36,18 @@ pub struct Source {
 pub enum SourceSpec {
     /// A file or directory, absolute or relative to the working directory.
     Path(PathBuf),
-    /// A model repository on the Hugging Face hub.
-    Hf { repo: String, revision: String },
+    /// A model repository on the Hugging Face hub; all of it where `files` names no patterns.
+    Hf {
+        repo: String,
+        revision: String,
+        files: Vec<String>,
+    },
     /// A data set repository on the Hugging Face hub.
-    HfDataset { repo: String, revision: String },
+    HfDataset {
+        repo: String,
+        revision: String,
+        files: Vec<String>,
+    },
     /// An object or prefix of an object store, or `https://`.
     Url(String),
 }
@@ -48,10 +56,27 @@ impl fmt::Display for SourceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Path(path) => write!(f, "{}", path.display()),
-            Self::Hf { repo, revision } => write!(f, "hf://{repo}@{revision}"),
-            Self::HfDataset { repo, revision } => write!(f, "hf://datasets/{repo}@{revision}"),
+            Self::Hf {
+                repo,
+                revision,
+                files,
+            } => write!(f, "hf://{repo}@{revision}{}", listed(files)),
+            Self::HfDataset {
+                repo,
+                revision,
+                files,
+            } => write!(f, "hf://datasets/{repo}@{revision}{}", listed(files)),
             Self::Url(url) => f.write_str(url),
         }
+    }
+}
+
+/// The patterns that choose files of a repository, for messages.
+fn listed(files: &[String]) -> String {
+    if files.is_empty() {
+        String::new()
+    } else {
+        format!(" [{}]", files.join(", "))
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::diagnostic::{Diagnostic, suggestion};
 use crate::kinds::{ArtifactKind, Invalid, KINDS, Kind, kind};
 use crate::layers::RecipeFile;
-use crate::placement::{Checkpoint, Placement, Resources, Retry, parse_duration};
+use crate::placement::{Checkpoint, Placement, Retry, parse_duration};
 use crate::recipe::{Output, Recipe, Reference, Source, SourceSpec, Stage, is_name};
 use crate::tree::{At, Entry, Files, Node, Table, Value};
 use crate::{Assertion, SCHEMA, codes, read};
@@ -162,7 +162,7 @@ impl<'a> Resolver<'a> {
             self.files,
             &owner,
             table,
-            &["path", "hf", "hf_dataset", "url", "revision"],
+            &["path", "hf", "hf_dataset", "url", "revision", "files"],
         )?;
         let given: Vec<_> = PLACES.iter().filter(|p| table.contains_key(**p)).collect();
         let place = match given[..] {
@@ -205,16 +205,24 @@ impl<'a> Resolver<'a> {
                 ));
             }
         };
-        if let Some(revision) = table.get("revision")
-            && !place.starts_with("hf")
-        {
-            return Err(self.error(
-                codes::CONFLICT,
-                revision.key_at,
-                format!("{owner}: a '{place}' has no revision"),
-                "remove it: the content is pinned by digest in recipe.lock",
-            ));
+        for key in ["revision", "files"] {
+            if let Some(entry) = table.get(key)
+                && !place.starts_with("hf")
+            {
+                return Err(self.error(
+                    codes::CONFLICT,
+                    entry.key_at,
+                    format!("{owner}: '{key}' is for repositories of the Hugging Face hub, not for a '{place}'"),
+                    "remove it: the content is pinned by digest in recipe.lock",
+                ));
+            }
         }
+        let files: Vec<String> = match table.get("files") {
+            Some(entry) => read::from_node(&entry.node).map_err(|e| {
+                Box::new(e.explain(self.files, &format!("{owner}: files"), &entry.node))
+            })?,
+            None => Vec::new(),
+        };
         let revision = match table.get("revision") {
             Some(entry) => match entry.node.as_str() {
                 Some(text) if !text.is_empty() => text.to_owned(),
@@ -250,6 +258,7 @@ impl<'a> Resolver<'a> {
                 SourceSpec::Hf {
                     repo: repository(&text)?,
                     revision,
+                    files,
                 },
                 ArtifactKind::Weights,
             ),
@@ -257,6 +266,7 @@ impl<'a> Resolver<'a> {
                 SourceSpec::HfDataset {
                     repo: repository(&text)?,
                     revision,
+                    files,
                 },
                 ArtifactKind::Dataset,
             ),
@@ -755,7 +765,7 @@ impl<'a> Resolver<'a> {
     }
 }
 
-/// Fields of [`Resources`].
+/// Fields of [`crate::Resources`].
 const RESOURCES: [&str; 9] = [
     "ranks",
     "nodes",

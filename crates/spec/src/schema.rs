@@ -153,7 +153,7 @@ fn source() -> Value {
     let text = json!({ "type": "string" });
     json!({
         "type": "object",
-        "properties": { "path": text, "hf": text, "hf_dataset": text, "url": text, "revision": text },
+        "properties": { "path": text, "hf": text, "hf_dataset": text, "url": text, "revision": text, "files": { "type": "array", "items": text } },
         "oneOf": [
             { "required": ["path"] }, { "required": ["hf"] }, { "required": ["hf_dataset"] }, { "required": ["url"] }
         ],

@@ -18,15 +18,42 @@ const OTHER_WEIGHTS: &[&str] = &[
     "bin", "pth", "pt", "ckpt", "msgpack", "h5", "onnx", "gguf", "tflite", "ot",
 ];
 
-/// Files of a repository that are part of the source: with safetensors there, other weight formats are not.
-fn wanted(names: &[String], dataset: bool) -> Vec<String> {
+/// What a source takes of the hub.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    /// `owner/name`.
+    pub id: String,
+    pub dataset: bool,
+    /// Patterns (`*`, `?`) that choose files; all of them where there are none.
+    pub files: Vec<String>,
+}
+
+/// Whether a name fits a pattern: `*` stands for any characters, `/` included, `?` for one.
+fn fits(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern, name) {
+        ([], []) => true,
+        ([b'*', rest @ ..], _) => (0..=name.len()).any(|n| fits(rest, &name[n..])),
+        ([b'?', rest @ ..], [_, name @ ..]) => fits(rest, name),
+        ([a, rest @ ..], [b, name @ ..]) => a == b && fits(rest, name),
+        _ => false,
+    }
+}
+
+/// Files of a repository that are part of the source: those that fit its patterns; with safetensors there, other
+/// weight formats are not.
+fn wanted(names: &[String], repository: &Repository) -> Vec<String> {
+    let patterns = &repository.files;
+    let chosen = |n: &&String| {
+        patterns.is_empty() || patterns.iter().any(|p| fits(p.as_bytes(), n.as_bytes()))
+    };
+    let names: Vec<&String> = names.iter().filter(chosen).collect();
     let extension = |n: &str| {
         Path::new(n)
             .extension()
             .and_then(|e| e.to_str())
             .map(str::to_ascii_lowercase)
     };
-    let safe = !dataset
+    let safe = !repository.dataset
         && names
             .iter()
             .any(|n| extension(n).as_deref() == Some("safetensors"));
@@ -36,23 +63,21 @@ fn wanted(names: &[String], dataset: bool) -> Vec<String> {
         let git = n.as_str() == ".gitattributes" || n.as_str() == ".gitignore";
         !git && !(safe && (other || index))
     };
-    names.iter().filter(is_wanted).cloned().collect()
+    names.into_iter().filter(is_wanted).cloned().collect()
 }
 
 /// Downloads a revision and tells its commit.
 pub fn fetch(
     name: &str,
-    repo: &str,
-    dataset: bool,
+    repository: &Repository,
     revision: &str,
     store: &Store,
     offline: bool,
 ) -> Result<(Known, Option<String>), Error> {
-    let (dir, names, commit) = snapshot(name, repo, dataset, revision, offline)?;
+    let (dir, names, commit) = snapshot(name, repository, revision, offline)?;
     let manifest = manifest_of(name, &dir, &names, store)?;
     let from = From::Hub {
-        repo: repo.to_owned(),
-        dataset,
+        repository: repository.clone(),
         commit: commit.clone(),
     };
     Ok((
@@ -65,11 +90,9 @@ pub fn fetch(
 }
 
 /// Links the files of a pinned commit into `to`, downloading what the hub cache lacks.
-#[allow(clippy::too_many_arguments)]
 pub fn provide(
     name: &str,
-    repo: &str,
-    dataset: bool,
+    repository: &Repository,
     commit: &str,
     digest: Digest,
     store: &Store,
@@ -77,7 +100,7 @@ pub fn provide(
     offline: bool,
 ) -> Result<PathBuf, Error> {
     // What the cache holds may be all there is to it: then no request is needed.
-    let found = match snapshot(name, repo, dataset, commit, true) {
+    let found = match snapshot(name, repository, commit, true) {
         Ok((dir, names, _)) => manifest_of(name, &dir, &names, store)
             .ok()
             .filter(|m| m.digest() == digest)
@@ -87,10 +110,10 @@ pub fn provide(
     let (dir, manifest) = match found {
         Some(found) => found,
         None => {
-            let (dir, names, _) = snapshot(name, repo, dataset, commit, offline)?;
+            let (dir, names, _) = snapshot(name, repository, commit, offline)?;
             let manifest = manifest_of(name, &dir, &names, store)?;
             if manifest.digest() != digest {
-                return Err(changed(name, repo, digest, manifest.digest()));
+                return Err(changed(name, &repository.id, digest, manifest.digest()));
             }
             (dir, manifest)
         }
@@ -126,31 +149,51 @@ fn manifest_of(name: &str, dir: &Path, names: &[String], store: &Store) -> Resul
 /// The directory of a revision in the hub cache, the files that belong to the source, and the commit.
 fn snapshot(
     name: &str,
-    repo: &str,
-    dataset: bool,
+    repository: &Repository,
     revision: &str,
     offline: bool,
 ) -> Result<(PathBuf, Vec<String>, String), Error> {
     let offline = offline
         || std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0" | "false"));
-    let client = HFClientSync::new().map_err(|e| explain(name, repo, revision, offline, &e))?;
+    let client =
+        HFClientSync::new().map_err(|e| explain(name, &repository.id, revision, offline, &e))?;
+    let repo = repository.id.as_str();
     let (owner, short) = hf_hub::split_id(repo);
-    if dataset {
+    let found = if repository.dataset {
         let handle = client.dataset(owner, short);
         let about = || {
             let info = handle.info().revision(revision).send()?;
             Ok((info.sha, info.siblings))
         };
-        download(&handle, about, true, revision, offline)
+        download(&handle, about, repository, revision, offline)
     } else {
         let handle = client.model(owner, short);
         let about = || {
             let info = handle.info().revision(revision).send()?;
             Ok((info.sha, info.siblings))
         };
-        download(&handle, about, false, revision, offline)
+        download(&handle, about, repository, revision, offline)
     }
-    .map_err(|e| explain(name, repo, revision, offline, &e))
+    .map_err(|e| explain(name, repo, revision, offline, &e))?;
+    if found.1.is_empty() {
+        return Err(Error::Source {
+            name: name.into(),
+            message: if repository.files.is_empty() {
+                format!("'{repo}' at '{revision}' has no files")
+            } else {
+                format!(
+                    "'{repo}' at '{revision}' has no file like '{}'",
+                    repository.files.join("' or '")
+                )
+            },
+            class: Class::Config,
+            help: Some(
+                "look at the repository's files on the hub, and correct the source's `files`"
+                    .into(),
+            ),
+        });
+    }
+    Ok(found)
 }
 
 type About = (Option<String>, Option<Vec<hf_hub::repository::RepoSibling>>);
@@ -158,7 +201,7 @@ type About = (Option<String>, Option<Vec<hf_hub::repository::RepoSibling>>);
 fn download<T: RepoType>(
     handle: &HFRepositorySync<T>,
     about: impl Fn() -> hf_hub::HFResult<About>,
-    dataset: bool,
+    repository: &Repository,
     revision: &str,
     offline: bool,
 ) -> hf_hub::HFResult<(PathBuf, Vec<String>, String)> {
@@ -178,7 +221,7 @@ fn download<T: RepoType>(
             .filter(|e| e.file_type().is_file())
             .filter_map(|e| Some(e.path().strip_prefix(&dir).ok()?.to_str()?.to_owned()))
             .collect();
-        return Ok((dir, wanted(&names, dataset), commit));
+        return Ok((dir, wanted(&names, repository), commit));
     }
     let (sha, siblings) = about()?;
     let names: Vec<String> = siblings
@@ -187,7 +230,7 @@ fn download<T: RepoType>(
         .map(|s| s.rfilename)
         .collect();
     let commit = sha.unwrap_or_else(|| revision.to_owned());
-    let wanted = wanted(&names, dataset);
+    let wanted = wanted(&names, repository);
     // Exact names, with what globs treat specially escaped.
     let patterns = wanted.iter().map(|n| escape(n)).collect();
     let dir = handle
@@ -262,12 +305,26 @@ mod tests {
             "a.pth",
             "pytorch_model.bin.index.json",
         ]);
+        let of = |dataset, files: &[&str]| Repository {
+            id: "a/b".into(),
+            dataset,
+            files: names(files),
+        };
         assert_eq!(
-            wanted(&all, false),
+            wanted(&all, &of(false, &[])),
             names(&["config.json", "model.safetensors"])
         );
         let old = names(&["config.json", "pytorch_model.bin"]);
-        assert_eq!(wanted(&old, false), old);
-        assert_eq!(wanted(&all, true), all);
+        assert_eq!(wanted(&old, &of(false, &[])), old);
+        assert_eq!(wanted(&all, &of(true, &[])), all);
+        assert_eq!(
+            wanted(&all, &of(true, &["*.json"])),
+            names(&["config.json", "pytorch_model.bin.index.json"])
+        );
+        assert_eq!(
+            wanted(&all, &of(true, &["?.pth", "model.*"])),
+            names(&["model.safetensors", "a.pth"])
+        );
+        assert!(wanted(&all, &of(true, &["main/*"])).is_empty());
     }
 }

@@ -34,6 +34,8 @@ pub enum Origin {
         repo: String,
         dataset: bool,
         revision: String,
+        /// Patterns that choose files; all of them where there are none.
+        files: Vec<String>,
     },
     Url(String),
 }
@@ -67,6 +69,8 @@ struct Entry {
     url: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     revision: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    files: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     commit: Option<String>,
     digest: Digest,
@@ -130,11 +134,13 @@ impl Lock {
                     repo,
                     dataset: false,
                     revision: entry.revision.unwrap_or_else(|| "main".into()),
+                    files: entry.files,
                 },
                 (None, None, Some(repo), None) => Origin::Hf {
                     repo,
                     dataset: true,
                     revision: entry.revision.unwrap_or_else(|| "main".into()),
+                    files: entry.files,
                 },
                 (None, None, None, Some(u)) => Origin::Url(u),
                 _ => {
@@ -188,6 +194,7 @@ impl Lock {
                     hf_dataset: None,
                     url: None,
                     revision: None,
+                    files: Vec::new(),
                     commit: pin.commit.clone(),
                     digest: pin.digest,
                 };
@@ -198,7 +205,9 @@ impl Lock {
                         repo,
                         dataset,
                         revision,
+                        files,
                     } => {
+                        entry.files = files;
                         *(if dataset {
                             &mut entry.hf_dataset
                         } else {
@@ -265,6 +274,7 @@ mod tests {
             repo: "a/b".into(),
             dataset: true,
             revision: "main".into(),
+            files: vec!["main/train-*.parquet".into()],
         };
         lock.set(
             hub.clone(),

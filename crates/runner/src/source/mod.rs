@@ -19,6 +19,7 @@ use spec::{Recipe, SourceSpec};
 
 use crate::error::{Class, Error};
 
+use hub::Repository;
 pub use lock::{Lock, Origin, Pin, write_atomic};
 
 /// A source whose content is known.
@@ -33,8 +34,7 @@ pub struct Known {
 pub enum From {
     Local(PathBuf),
     Hub {
-        repo: String,
-        dataset: bool,
+        repository: Repository,
         commit: String,
     },
     Url(String),
@@ -116,8 +116,9 @@ impl Sources {
                     });
                 }
                 (_, None) => None,
-                (SourceSpec::Hf { repo, .. }, Some(pin)) => known_hub(repo, false, pin),
-                (SourceSpec::HfDataset { repo, .. }, Some(pin)) => known_hub(repo, true, pin),
+                (SourceSpec::Hf { .. } | SourceSpec::HfDataset { .. }, Some(pin)) => {
+                    repository(spec).and_then(|(repository, _)| known_hub(repository, pin))
+                }
                 (SourceSpec::Url(url), Some(pin)) => Some(Known {
                     digest: pin.digest,
                     from: From::Url(url.clone()),
@@ -145,11 +146,11 @@ impl Sources {
         let spec = &recipe.sources[name].from;
         let (known, commit) = match spec {
             SourceSpec::Path(_) => return Ok(()),
-            SourceSpec::Hf { repo, revision } => {
-                hub::fetch(name, repo, false, revision, store, offline)?
-            }
-            SourceSpec::HfDataset { repo, revision } => {
-                hub::fetch(name, repo, true, revision, store, offline)?
+            SourceSpec::Hf { .. } | SourceSpec::HfDataset { .. } => {
+                let Some((repository, revision)) = repository(spec) else {
+                    return Ok(());
+                };
+                hub::fetch(name, &repository, revision, store, offline)?
             }
             SourceSpec::Url(at) => (url::fetch(name, at, store, offline)?, None),
         };
@@ -186,20 +187,9 @@ impl Known {
     ) -> Result<PathBuf, Error> {
         match &self.from {
             From::Local(path) => Ok(path.clone()),
-            From::Hub {
-                repo,
-                dataset,
-                commit,
-            } => hub::provide(
-                name,
-                repo,
-                *dataset,
-                commit,
-                self.digest,
-                store,
-                to,
-                offline,
-            ),
+            From::Hub { repository, commit } => {
+                hub::provide(name, repository, commit, self.digest, store, to, offline)
+            }
             From::Url(at) => {
                 if !store.artifact_intact(&self.digest)?.is_yes() {
                     let again = url::fetch(name, at, store, offline)?;
@@ -236,16 +226,12 @@ pub fn handed_over(manifest: &cache::Manifest, at: &Path) -> PathBuf {
     files::handed_over(manifest, at)
 }
 
-fn known_hub(repo: &str, dataset: bool, pin: Pin) -> Option<Known> {
+fn known_hub(repository: Repository, pin: Pin) -> Option<Known> {
     // A pin without its commit cannot be fetched again: as good as no pin.
     let commit = pin.commit?;
     Some(Known {
         digest: pin.digest,
-        from: From::Hub {
-            repo: repo.to_owned(),
-            dataset,
-            commit,
-        },
+        from: From::Hub { repository, commit },
     })
 }
 
@@ -262,6 +248,29 @@ fn changed(name: &str, at: &str, pinned: Digest, found: Digest) -> Error {
     }
 }
 
+/// What a hub source takes, and at which revision.
+fn repository(spec: &SourceSpec) -> Option<(Repository, &str)> {
+    let (id, dataset, revision, files) = match spec {
+        SourceSpec::Hf {
+            repo,
+            revision,
+            files,
+        } => (repo, false, revision, files),
+        SourceSpec::HfDataset {
+            repo,
+            revision,
+            files,
+        } => (repo, true, revision, files),
+        SourceSpec::Path(_) | SourceSpec::Url(_) => return None,
+    };
+    let repository = Repository {
+        id: id.clone(),
+        dataset,
+        files: files.clone(),
+    };
+    Some((repository, revision))
+}
+
 /// How the lock names a source: paths as seen from the recipe's folder.
 fn origin(recipe: &Recipe, spec: &SourceSpec) -> Origin {
     match spec {
@@ -269,15 +278,25 @@ fn origin(recipe: &Recipe, spec: &SourceSpec) -> Origin {
             let short = path.strip_prefix(&recipe.folder).unwrap_or(path);
             Origin::Path(short.to_string_lossy().into_owned())
         }
-        SourceSpec::Hf { repo, revision } => Origin::Hf {
+        SourceSpec::Hf {
+            repo,
+            revision,
+            files,
+        } => Origin::Hf {
             repo: repo.clone(),
             dataset: false,
             revision: revision.clone(),
+            files: files.clone(),
         },
-        SourceSpec::HfDataset { repo, revision } => Origin::Hf {
+        SourceSpec::HfDataset {
+            repo,
+            revision,
+            files,
+        } => Origin::Hf {
             repo: repo.clone(),
             dataset: true,
             revision: revision.clone(),
+            files: files.clone(),
         },
         SourceSpec::Url(url) => Origin::Url(url.clone()),
     }

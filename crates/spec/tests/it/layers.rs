@@ -47,7 +47,8 @@ fn the_contract_recipe_resolves() {
         recipe.sources["base"].from,
         SourceSpec::Hf {
             repo: "Qwen/Qwen3-0.6B".to_owned(),
-            revision: "main".to_owned()
+            revision: "main".to_owned(),
+            files: Vec::new()
         }
     );
     assert!(
