@@ -78,7 +78,8 @@ pub fn load(args: &RecipeArgs) -> Result<Recipe, Fail> {
 pub fn selection(stages: Vec<String>, select: SelectArgs) -> Result<Selection, Fail> {
     let mut targets = stages;
     targets.extend(select.until);
-    if !select.only.is_empty() && !(targets.is_empty() && select.from.is_empty()) {
+    let others = !targets.is_empty() || !select.from.is_empty();
+    if others && !select.only.is_empty() {
         return Err(Fail::usage(
             "--only is given with other stages or --from",
             "--only says exactly which stages may run; leave the others out",

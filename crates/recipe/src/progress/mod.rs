@@ -15,11 +15,15 @@ use plain::Plain;
 use runner::{Report, Reporter};
 use spec::Plan;
 use stage::Live;
+use std::collections::BTreeSet;
 use std::path::Path;
 use terminal::Terminal;
 
 /// All subscribers of one run.
-pub struct Watch(Vec<Box<dyn Reporter>>);
+pub struct Watch {
+    all: Vec<Box<dyn Reporter>>,
+    failures: BTreeSet<String>,
+}
 
 impl Watch {
     /// Progress on stderr, and events to a file where one is named.
@@ -38,13 +42,29 @@ impl Watch {
         } else {
             all.push(Box::new(Plain::new()));
         }
-        Ok(Self(all))
+        Ok(Self {
+            all,
+            failures: BTreeSet::new(),
+        })
+    }
+
+    /// Whether the failure of a stage has been told, with its log, when it happened.
+    pub fn told(&self, stage: &str) -> bool {
+        self.failures.contains(stage)
     }
 }
 
 impl Reporter for Watch {
     fn report(&mut self, event: &Report) {
-        for reporter in &mut self.0 {
+        if let Report::AttemptFailed {
+            stage,
+            retry: false,
+            ..
+        } = event
+        {
+            self.failures.insert(stage.clone());
+        }
+        for reporter in &mut self.all {
             reporter.report(event);
         }
     }

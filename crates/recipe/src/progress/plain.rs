@@ -111,7 +111,7 @@ pub fn line(event: &Report) -> Option<String> {
                 text = format!("{text} in {}", duration(*seconds));
             }
             match (status, message) {
-                (Status::AssertionFailed | Status::Failed | Status::Skipped, Some(message)) => {
+                (Status::AssertionFailed | Status::Skipped, Some(message)) => {
                     format!("{text}: {message}")
                 }
                 _ => text,

@@ -38,7 +38,7 @@ pub fn run(args: RunArgs) -> Result<u8, Fail> {
             output::line(hint);
         }
     }
-    for stage in &outcome.stages {
+    for stage in outcome.stages.iter().filter(|s| !watch.told(&s.stage)) {
         if let Some(report) = report(stage) {
             output::error(&report);
         }
@@ -116,8 +116,7 @@ fn hint(plan: &Plan, recipe: &str, outcome: &Outcome) -> Option<String> {
     }
 }
 
-/// What a stage's failure was, once more at the end where it is read first. Attempts that failed
-/// have been reported with their logs when it happened.
+/// What a stage's failure was, where no attempt of it has told that already.
 fn report(stage: &runner::StageOutcome) -> Option<String> {
     let name = &stage.stage;
     match (stage.status, &stage.error) {

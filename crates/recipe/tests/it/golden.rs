@@ -4,12 +4,13 @@
 //! |---|---|
 //! | `recipe.toml` and others | copied to an empty folder, in which the command runs |
 //! | `cmd` | arguments of `recipe`, `check recipe.toml` when absent; words apart by spaces |
-//! | `expected.txt` | all of stderr |
+//! | `expected.txt` | stderr from its first `error` on, with `DIR` for the folder, `RUN` for the run's id |
 //! | `code` | the exit code |
 //!
 //! `UPDATE_GOLDEN=1` writes `expected.txt` and `code`; read what it wrote.
 
 use crate::project;
+use regex::Regex;
 use std::path::{Path, PathBuf};
 
 fn copy(from: &Path, to: &Path) {
@@ -36,7 +37,12 @@ fn run(case: &Path) -> (String, String) {
     let cmd = std::fs::read_to_string(case.join("cmd"))
         .unwrap_or_else(|_| "check recipe.toml".to_owned());
     let ran = project::run(dir.path(), &cmd.split_whitespace().collect::<Vec<_>>());
+    let run_id = Regex::new(r"\d{8}-\d{6}-\d{3}-[0-9a-f]{6}").unwrap();
     let text = ran.err.replace(&dir.path().display().to_string(), "DIR");
+    let text = run_id.replace_all(&text, "RUN");
+    // progress comes before it, with times in it
+    let first = text.find("error[").unwrap_or(0);
+    let text = text[first..].to_owned();
     (text, ran.code.to_string())
 }
 
