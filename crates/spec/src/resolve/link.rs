@@ -1,0 +1,300 @@
+//! References: every input looked up and held against the kind's ports; no circles.
+
+use super::stage::Draft;
+use super::{Resolver, Result};
+use crate::codes;
+use crate::diagnostic::suggestion;
+use crate::kinds::ArtifactKind;
+use crate::recipe::{Output, Reference, Source, Stage, is_name};
+use crate::tree::{Entry, Node, Value};
+use indexmap::IndexMap;
+use std::collections::BTreeMap;
+
+impl<'a> Resolver<'a> {
+    /// Looks up every reference and checks inputs against the kinds' ports.
+    pub(super) fn link(
+        &self,
+        sources: &IndexMap<String, Source>,
+        drafts: Vec<Draft<'a>>,
+    ) -> Result<IndexMap<String, Stage>> {
+        let outputs: IndexMap<&str, &[Output]> = drafts
+            .iter()
+            .map(|d| (d.name, d.outputs.as_slice()))
+            .collect();
+        let mut linked = Vec::with_capacity(drafts.len());
+        for draft in &drafts {
+            let owner = format!("stage '{}'", draft.name);
+            let mut inputs = BTreeMap::new();
+            for &(input, entry) in &draft.inputs {
+                inputs.insert(
+                    input.to_owned(),
+                    self.input(&owner, draft, input, entry, sources, &outputs)?,
+                );
+            }
+            for port in draft.kind.inputs.iter().filter(|p| p.required) {
+                if !inputs.contains_key(port.name) {
+                    return Err(self.error(
+                        codes::MISSING_INPUT,
+                        draft.key_at,
+                        format!("{owner}: input '{}' is missing", port.name),
+                        format!("add `in.{} = \"..\"`: {}", port.name, port.doc),
+                    ));
+                }
+            }
+            let names: Vec<&str> = inputs.keys().map(String::as_str).collect();
+            draft
+                .kind
+                .check_inputs(&draft.with, &names)
+                .map_err(|e| self.invalid(&owner, &draft.with_node, e))?;
+            linked.push(inputs);
+        }
+        Ok(drafts
+            .into_iter()
+            .zip(linked)
+            .map(|(draft, inputs)| {
+                let environment = match draft.with.get("env") {
+                    Some(names) if draft.kind.name == "command" => {
+                        serde_json::from_value(names.clone()).expect("the kind's own configuration")
+                    }
+                    _ => Vec::new(),
+                };
+                let stage = Stage {
+                    name: draft.name.to_owned(),
+                    kind: draft.kind,
+                    with: draft.with,
+                    inputs,
+                    outputs: draft.outputs,
+                    placement: draft.placement,
+                    assertions: draft.assertions,
+                    environment,
+                };
+                (stage.name.clone(), stage)
+            })
+            .collect())
+    }
+
+    fn input(
+        &self,
+        owner: &str,
+        draft: &Draft<'_>,
+        input: &str,
+        entry: &Entry,
+        sources: &IndexMap<String, Source>,
+        outputs: &IndexMap<&str, &[Output]>,
+    ) -> Result<Vec<Reference>> {
+        let port = draft.kind.inputs.iter().find(|p| p.name == input);
+        if port.is_none() && !draft.kind.open_inputs {
+            return Err(self.error(
+                codes::UNKNOWN_INPUT,
+                entry.key_at,
+                format!("{owner}: kind '{}' has no input '{input}'", draft.kind.name),
+                suggestion(input, draft.kind.inputs.iter().map(|p| p.name)),
+            ));
+        }
+        if !is_name(input) {
+            let message = format!("{owner}: '{input}' is not a name");
+            return Err(self.error(
+                codes::NAME,
+                entry.key_at,
+                message,
+                "use letters, digits, '_' and '-'",
+            ));
+        }
+        let many = port.is_none_or(|p| p.many);
+        let nodes: Vec<&Node> = match &entry.node.value {
+            Value::List(_) if !many => {
+                let message = format!("{owner}: input '{input}' takes one artifact, not a list");
+                return Err(self.error(
+                    codes::NOT_A_LIST,
+                    entry.node.at,
+                    message,
+                    "name one `stage.output` or `source.name`",
+                ));
+            }
+            Value::List(items) if items.is_empty() => {
+                let message = format!("{owner}: input '{input}' is an empty list");
+                return Err(self.error(
+                    codes::MISSING_INPUT,
+                    entry.node.at,
+                    message,
+                    "name at least one artifact, or remove it",
+                ));
+            }
+            Value::List(items) => items.iter().collect(),
+            _ => vec![&entry.node],
+        };
+        let wanted = port.map_or(ArtifactKind::Files, |p| p.artifact);
+        nodes
+            .into_iter()
+            .map(|node| {
+                let (reference, given) = self.reference(owner, input, node, sources, outputs)?;
+                if wanted.accepts(given) {
+                    return Ok(reference);
+                }
+                let message = format!(
+                    "{owner}: input '{input}' takes {}, but '{reference}' is {}",
+                    article(wanted),
+                    article(given)
+                );
+                let fitting = fitting(wanted, sources, outputs, draft.name);
+                let help = if fitting.is_empty() {
+                    format!("nothing in this recipe makes {}", article(wanted))
+                } else {
+                    format!("these fit: {}", fitting.join(", "))
+                };
+                Err(self.error(codes::WRONG_ARTIFACT, node.at, message, help))
+            })
+            .collect()
+    }
+
+    fn reference(
+        &self,
+        owner: &str,
+        input: &str,
+        node: &Node,
+        sources: &IndexMap<String, Source>,
+        outputs: &IndexMap<&str, &[Output]>,
+    ) -> Result<(Reference, ArtifactKind)> {
+        const FORM: &str = "write `stage.output` or `source.name`";
+        let Some(text) = node.as_str() else {
+            let message = format!("{owner}: input '{input}' is {}", node.value.show());
+            return Err(self.error(codes::REFERENCE, node.at, message, FORM));
+        };
+        let (left, right) = match text.split_once('.') {
+            Some((left, right)) if is_name(left) && is_name(right) => (left, right),
+            _ => {
+                let help = match outputs.get(text).and_then(|o| o.first()) {
+                    Some(output) => format!("did you mean '{text}.{}'?", output.name),
+                    None if sources.contains_key(text) => format!("did you mean 'source.{text}'?"),
+                    None => FORM.to_owned(),
+                };
+                let message = format!("{owner}: '{text}' is not a reference");
+                return Err(self.error(codes::REFERENCE, node.at, message, help));
+            }
+        };
+        if left == "source" {
+            return match sources.get(right) {
+                Some(source) => Ok((Reference::Source(right.to_owned()), source.artifact)),
+                None => Err(self.error(
+                    codes::NO_SUCH,
+                    node.at,
+                    format!("{owner} reads 'source.{right}', but there is no such source"),
+                    qualified_suggestion(text, sources.keys().map(|n| format!("source.{n}"))),
+                )),
+            };
+        }
+        let Some(made) = outputs.get(left) else {
+            let all = outputs
+                .iter()
+                .flat_map(|(stage, made)| made.iter().map(move |o| format!("{stage}.{}", o.name)));
+            let all = all.chain(sources.keys().map(|n| format!("source.{n}")));
+            return Err(self.error(
+                codes::NO_SUCH,
+                node.at,
+                format!("{owner} reads '{text}', but there is no stage '{left}'"),
+                qualified_suggestion(text, all),
+            ));
+        };
+        match made.iter().find(|o| o.name == right) {
+            Some(output) => {
+                let reference = Reference::Stage {
+                    stage: left.to_owned(),
+                    output: right.to_owned(),
+                };
+                Ok((reference, output.artifact))
+            }
+            None => Err(self.error(
+                codes::NO_OUTPUT,
+                node.at,
+                format!("{owner} has no output '{text}'"),
+                qualified_suggestion(text, made.iter().map(|o| format!("{left}.{}", o.name))),
+            )),
+        }
+    }
+
+    pub(super) fn refuse_cycles(
+        &self,
+        root: &Node,
+        stages: &IndexMap<String, Stage>,
+    ) -> Result<()> {
+        // 0 unseen, 1 on the current path, 2 done; an explicit stack, since chains may be long
+        let mut state = vec![0u8; stages.len()];
+        let upstream: Vec<Vec<usize>> = stages
+            .values()
+            .map(|s| {
+                s.upstream()
+                    .into_iter()
+                    .filter_map(|u| stages.get_index_of(u))
+                    .collect()
+            })
+            .collect();
+        for start in 0..stages.len() {
+            let mut path = Vec::new();
+            if state[start] == 0 {
+                state[start] = 1;
+                path.push((start, 0));
+            }
+            while let Some((stage, next)) = path.last_mut() {
+                let Some(&up) = upstream[*stage].get(*next) else {
+                    state[*stage] = 2;
+                    path.pop();
+                    continue;
+                };
+                *next += 1;
+                if state[up] == 0 {
+                    state[up] = 1;
+                    path.push((up, 0));
+                } else if state[up] == 1 {
+                    let from = path.iter().position(|&(s, _)| s == up).unwrap_or(0);
+                    let name = |i: usize| stages.get_index(i).map_or("", |(n, _)| n.as_str());
+                    let mut ring: Vec<&str> = path[from..].iter().map(|&(s, _)| name(s)).collect();
+                    ring.push(name(up));
+                    let at = root.nearest(&format!("stage.{}.in", name(up))).at;
+                    return Err(self.error(
+                        codes::CYCLE,
+                        at,
+                        format!("stages depend on each other: {}", ring.join(" <- ")),
+                        "remove one of these inputs",
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn article(artifact: ArtifactKind) -> &'static str {
+    match artifact {
+        ArtifactKind::Weights => "weights",
+        ArtifactKind::Dataset => "a dataset",
+        ArtifactKind::Report => "a report",
+        ArtifactKind::Files => "files",
+    }
+}
+
+fn fitting(
+    wanted: ArtifactKind,
+    sources: &IndexMap<String, Source>,
+    outputs: &IndexMap<&str, &[Output]>,
+    except: &str,
+) -> Vec<String> {
+    let made = outputs
+        .iter()
+        .filter(|(stage, _)| **stage != except)
+        .flat_map(|(stage, made)| {
+            made.iter()
+                .map(move |o| (format!("'{stage}.{}'", o.name), o.artifact))
+        });
+    let given = sources
+        .values()
+        .map(|s| (format!("'source.{}'", s.name), s.artifact));
+    made.chain(given)
+        .filter(|(_, artifact)| wanted.accepts(*artifact))
+        .map(|(name, _)| name)
+        .collect()
+}
+
+fn qualified_suggestion(wrong: &str, known: impl Iterator<Item = String>) -> String {
+    let known: Vec<String> = known.collect();
+    suggestion(wrong, known.iter().map(String::as_str))
+}
