@@ -1,1 +1,7 @@
-//! Whole-product tests.
+//! Whole-product tests: the real binaries in scratch projects.
+
+mod bad_inputs;
+mod kills;
+mod ranks;
+mod reuse;
+mod roundtrip;
