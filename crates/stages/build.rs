@@ -27,8 +27,12 @@ fn main() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let mut files = Vec::new();
     for source in SOURCES {
-        println!("cargo:rerun-if-changed={}", root.join(source).display());
-        collect(&root.join(source), &mut files);
+        let path = root.join(source);
+        // what is watched leaves tests out, so that a changed test rebuilds nothing here
+        for part in parts(&path).unwrap_or_else(|| vec![path]) {
+            println!("cargo:rerun-if-changed={}", part.display());
+            collect(&part, &mut files);
+        }
     }
     let mut named: Vec<(String, PathBuf)> = files
         .into_iter()
@@ -54,19 +58,21 @@ fn main() {
     }
 }
 
-/// All files below `path`, tests and hidden files left out: they do not end up in the worker.
-fn collect(path: &Path, files: &mut Vec<PathBuf>) {
-    let Ok(entries) = fs::read_dir(path) else {
-        if path.is_file() {
-            files.push(path.to_path_buf());
-        }
-        return;
-    };
-    for entry in entries.flatten() {
+/// The entries of a directory that end up in the worker: tests and hidden files do not.
+fn parts(dir: &Path) -> Option<Vec<PathBuf>> {
+    let entries = fs::read_dir(dir).ok()?.flatten();
+    let kept = entries.filter(|entry| {
         let name = entry.file_name();
         let name = name.to_string_lossy();
-        if !name.starts_with('.') && !["tests", "benches", "examples", "target"].contains(&&*name) {
-            collect(&entry.path(), files);
-        }
+        !name.starts_with('.') && !["tests", "benches", "examples", "target"].contains(&&*name)
+    });
+    Some(kept.map(|entry| entry.path()).collect())
+}
+
+/// All files at or below `path`.
+fn collect(path: &Path, files: &mut Vec<PathBuf>) {
+    match parts(path) {
+        Some(parts) => parts.iter().for_each(|part| collect(part, files)),
+        None => files.push(path.to_path_buf()),
     }
 }

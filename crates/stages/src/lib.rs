@@ -46,8 +46,11 @@ use gang::Gang;
 use report::Report;
 use stage::{Done, Stage};
 
+/// Runs one stage on one rank.
+type Run = fn(&Stage) -> Result<Done>;
+
 /// What runs each stage kind. `command` is a process that the runner starts itself.
-static KINDS: &[(&str, fn(&Stage) -> Result<Done>)] = &[
+static KINDS: &[(&str, Run)] = &[
     ("init", init::run),
     ("convert", convert::run),
     ("sft", sft::run),

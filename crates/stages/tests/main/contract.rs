@@ -143,7 +143,7 @@ fn bad_input_is_one_typed_failure() {
     let broken = bench.path("broken.jsonl");
     fs::write(
         &broken,
-        "{\"messages\": [{\"role\": \"user\", \"content\": \"1\"}]}\n{oops\n",
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"1\"}, {\"role\": \"assistant\", \"content\": \"2\"}]}\n{oops\n",
     )
     .unwrap();
     let ended = sft(json!({ "steps": 1 }), "row", &broken);

@@ -7,6 +7,9 @@ use serde_json::{Value, json};
 
 use crate::bench::{Bench, digest, preferences, read_rows, sums};
 
+/// Inputs of a job by name.
+type Inputs<'a> = Vec<(&'a str, &'a Path)>;
+
 #[test]
 fn init_is_a_function_of_its_seed() {
     let bench = Bench::new();
@@ -168,27 +171,28 @@ fn dpo_reads_reference_logprobs_of_a_score_stage() {
 fn grpo_learns_a_task_within_reach() {
     let bench = Bench::new();
     let model = bench.tiny("model", json!({}));
-    let data = bench.rows("sums.jsonl", &sums(40));
-    let with = json!({ "steps": 30, "batch_size": 20, "lr": 0.02 });
-    let inputs: [(&str, &Path); 2] = [("model", &model), ("data", &data)];
-    let warm = bench.ok(&bench.job("sft", "sft", with, &inputs));
+    let rows: Vec<Value> = (0..20)
+        .map(|i| json!({ "prompt": [{ "role": "user", "content": format!("{i}=") }] }))
+        .collect();
+    let prompts = bench.rows("prompts.jsonl", &rows);
     let with = json!({
-        "environment": { "name": "addition", "digits": 1 }, "steps": 30, "batch_size": 8,
-        "group_size": 8, "lr": 0.005, "max_tokens": 4, "schedule": "constant",
-        "validate_every": 30, "validate_examples": 16,
+        "environment": { "name": "regex", "pattern": "^1" }, "steps": 24, "batch_size": 16,
+        "group_size": 8, "lr": 0.003, "max_tokens": 4, "schedule": "constant",
+        "validate_every": 24, "validate_examples": 16,
     });
-    let ended = bench.run(&bench.job("grpo", "grpo", with, &[("model", &warm)]));
+    let inputs: [(&str, &Path); 2] = [("model", &model), ("data", &prompts)];
+    let ended = bench.run(&bench.job("grpo", "grpo", with, &inputs));
     let metrics = ended.finished();
     let reward = ended.series("train/reward");
     let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
     assert!(
-        mean(&reward[20..]) > mean(&reward[..5]) + 0.05,
+        mean(&reward[..5]) < 0.3 && mean(&reward[19..]) > 0.5,
         "{reward:?}"
     );
     for error in ended.series("train/token_mult_prob_error") {
         assert!((1.0..1.00001).contains(&error), "{error}");
     }
-    assert!(metrics.contains_key("validation/accuracy"));
+    assert!(metrics["validation/accuracy"] > 0.5, "{metrics:?}");
     assert!(metrics["train/entropy"] > 0.0);
 }
 
@@ -288,7 +292,7 @@ fn two_ranks_do_what_one_does() {
     let model = bench.tiny("model", json!({}));
     let data = bench.rows("sums.jsonl", &sums(13));
     let pairs = bench.rows("pairs.jsonl", &preferences(13));
-    let model_and = |data| -> Vec<(&str, &Path)> { vec![("model", &model), ("data", data)] };
+    let model_and = |data| -> Inputs { vec![("model", &model), ("data", data)] };
     let train = json!({
         "steps": 6, "batch_size": 5, "lr": 0.05, "optimizer": "sgd", "grad_clip": 0.0,
     });
@@ -300,7 +304,7 @@ fn two_ranks_do_what_one_does() {
     ] {
         grpo[field] = value;
     }
-    let cases: [(&str, Value, Vec<(&str, &Path)>); 3] = [
+    let cases: [(&str, Value, Inputs); 3] = [
         ("sft", train.clone(), model_and(&data)),
         ("dpo", train, model_and(&pairs)),
         ("grpo", grpo, vec![("model", &model)]),
@@ -341,7 +345,7 @@ fn two_ranks_generate_score_and_evaluate_what_one_does() {
         "prompts.jsonl",
         &["1+1=", "2", "34-5="].map(|p| json!({ "prompt": p })),
     );
-    let cases: [(&str, Value, Vec<(&str, &Path)>); 2] = [
+    let cases: [(&str, Value, Inputs); 2] = [
         (
             "generate",
             json!({ "n": 3, "max_tokens": 6 }),
