@@ -15,8 +15,7 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
                 "build",
                 "--release",
                 "--quiet",
-                "-p",
-                "stages",
+                "--workspace",
                 "--example",
                 "bench",
             ])

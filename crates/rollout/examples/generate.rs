@@ -1,4 +1,4 @@
-//! Prints the rate of generation as a JSON line: `cargo run --release -p rollout --example bench -- [fp32|bf16] [requests] [tokens] [threads]`.
+//! Prints the rate of generation as a JSON line: `cargo run --release -p rollout --example generate -- [fp32|bf16] [requests] [tokens] [threads]`.
 
 use rollout::bench::{Load, run};
 
