@@ -18,12 +18,25 @@ struct Case {
 }
 
 const CASES: &[Case] = &[
-    Case { name: "source-missing", code: 2, spoil: |p| remove(p, "addition.jsonl") },
-    Case { name: "data-empty", code: 2, spoil: |p| p.write("addition.jsonl", "") },
+    Case {
+        name: "source-missing",
+        code: 2,
+        spoil: |p| remove(p, "addition.jsonl"),
+    },
+    Case {
+        name: "data-empty",
+        code: 2,
+        spoil: |p| p.write("addition.jsonl", ""),
+    },
     Case {
         name: "data-not-json",
         code: 2,
-        spoil: |p| p.write("addition.jsonl", "{\"question\": \"1+1=\", \"answer\": \"2\"}\nnonsense\n"),
+        spoil: |p| {
+            p.write(
+                "addition.jsonl",
+                "{\"question\": \"1+1=\", \"answer\": \"2\"}\nnonsense\n",
+            )
+        },
     },
     Case {
         name: "data-of-no-known-shape",
@@ -40,17 +53,39 @@ const CASES: &[Case] = &[
         code: 2,
         spoil: |p| {
             let long = "1".repeat(200);
-            p.write("addition.jsonl", &format!("{{\"question\": \"{long}\", \"answer\": \"2\"}}\n"));
-            p.edit("recipe.toml", "max_length = 32", "max_length = 32, overlong = \"drop\"");
+            p.write(
+                "addition.jsonl",
+                &format!("{{\"question\": \"{long}\", \"answer\": \"2\"}}\n"),
+            );
+            p.edit(
+                "recipe.toml",
+                "max_length = 32",
+                "max_length = 32, overlong = \"drop\"",
+            );
         },
     },
     Case {
-        name: "max-length-beyond-the-model",
+        name: "example-longer-than-the-context",
         code: 2,
-        spoil: |p| p.edit("recipe.toml", "max_length = 32", "max_length = 4096"),
+        spoil: |p| {
+            let long = "1".repeat(200);
+            p.write(
+                "addition.jsonl",
+                &format!("{{\"question\": \"{long}\", \"answer\": \"2\"}}\n"),
+            );
+            p.edit("recipe.toml", "max_length = 32", "max_length = 4096");
+        },
     },
-    Case { name: "config-missing", code: 2, spoil: |p| remove(p, "base/config.json") },
-    Case { name: "config-not-json", code: 2, spoil: |p| p.write("base/config.json", "{") },
+    Case {
+        name: "config-missing",
+        code: 2,
+        spoil: |p| remove(p, "base/config.json"),
+    },
+    Case {
+        name: "config-not-json",
+        code: 2,
+        spoil: |p| p.write("base/config.json", "{"),
+    },
     Case {
         name: "config-of-unknown-family",
         code: 2,
@@ -59,9 +94,19 @@ const CASES: &[Case] = &[
     Case {
         name: "config-with-other-sizes",
         code: 2,
-        spoil: |p| p.edit("base/config.json", "\"intermediate_size\": 64", "\"intermediate_size\": 80"),
+        spoil: |p| {
+            p.edit(
+                "base/config.json",
+                "\"intermediate_size\": 64",
+                "\"intermediate_size\": 80",
+            )
+        },
     },
-    Case { name: "weights-missing", code: 2, spoil: |p| remove(p, "base/model.safetensors") },
+    Case {
+        name: "weights-missing",
+        code: 2,
+        spoil: |p| remove(p, "base/model.safetensors"),
+    },
     Case {
         name: "weights-truncated",
         code: 2,
@@ -82,12 +127,20 @@ const CASES: &[Case] = &[
         code: 2,
         spoil: |p| header(p, "\"dtype\":\"F32\"", "\"dtype\":\"I32\""),
     },
-    Case { name: "tokenizer-missing", code: 2, spoil: |p| remove(p, "base/tokenizer.json") },
+    Case {
+        name: "tokenizer-missing",
+        code: 2,
+        spoil: |p| remove(p, "base/tokenizer.json"),
+    },
     Case {
         name: "tokenizer-does-not-fit",
         code: 2,
         spoil: |p| {
-            p.edit("base/config.json", "\"vocab_size\": 19", "\"vocab_size\": 12");
+            p.edit(
+                "base/config.json",
+                "\"vocab_size\": 19",
+                "\"vocab_size\": 12",
+            );
             // the weights agree with the config; only the tokenizer is too large
             header(p, "\"shape\":[19,32]", "\"shape\":[12,32]");
             bytes(p, |b| {
@@ -98,11 +151,6 @@ const CASES: &[Case] = &[
                 rebuild(&mut table, &data, b);
             });
         },
-    },
-    Case {
-        name: "alphabet-without-the-text",
-        code: 2,
-        spoil: |p| p.write("addition.jsonl", "{\"question\": \"was ist 1+1?\", \"answer\": \"2\"}\n"),
     },
 ];
 
@@ -126,12 +174,17 @@ with = { steps = 2, batch_size = 4, max_length = 32 }
 fn each_bad_input_gives_one_clear_error() {
     let sound = Project::of("pipeline");
     sound.recipe(&["run", "recipe.toml", "base"]).expect(0);
-    sound.recipe(&["get", "recipe.toml", "base.model", "--to", "base"]).expect(0);
+    sound
+        .recipe(&["get", "recipe.toml", "base.model", "--to", "base"])
+        .expect(0);
     let mut wrong = Vec::new();
     for case in CASES {
         let project = Project::new(RECIPE);
         fs::create_dir(project.path("base")).expect("a folder");
-        for entry in fs::read_dir(sound.path("base")).expect("the model").flatten() {
+        for entry in fs::read_dir(sound.path("base"))
+            .expect("the model")
+            .flatten()
+        {
             let to = project.path("base").join(entry.file_name());
             fs::write(to, fs::read(entry.path()).expect("bytes")).expect("a copy");
         }
@@ -140,7 +193,10 @@ fn each_bad_input_gives_one_clear_error() {
         let ended = project.recipe(&["run", "recipe.toml"]);
         let text = normal(&ended.stderr, &project);
         if ended.code != case.code {
-            wrong.push(format!("{}: exit {} for {}\n{text}", case.name, ended.code, case.code));
+            wrong.push(format!(
+                "{}: exit {} for {}\n{text}",
+                case.name, ended.code, case.code
+            ));
         } else if text.contains("panicked") || !text.contains("error[") {
             wrong.push(format!("{}: not a clear error\n{text}", case.name));
         } else if let Some(difference) = golden(case.name, &text) {
@@ -152,7 +208,9 @@ fn each_bad_input_gives_one_clear_error() {
 }
 
 fn golden(name: &str, text: &str) -> Option<String> {
-    let path = root().join("tests/golden/failures").join(format!("{name}.txt"));
+    let path = root()
+        .join("tests/golden/failures")
+        .join(format!("{name}.txt"));
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
         fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
         fs::write(&path, text).expect("a golden file");
@@ -215,7 +273,7 @@ fn header(project: &Project, from: &str, to: &str) {
 
 /// Cuts every tensor's bytes to what its shape says and writes the file anew.
 fn rebuild(table: &mut serde_json::Value, data: &[u8], all: &mut Vec<u8>) {
-    let mut packed = Vec::new();
+    let mut packed: Vec<u8> = Vec::new();
     for (name, info) in table.as_object_mut().expect("a table") {
         if name == "__metadata__" {
             continue;

@@ -8,7 +8,7 @@ use product_tests::{Project, kill, processes, wait_for};
 const STAGES: [&str; 3] = ["sft", "dpo", "grpo"];
 
 /// Long enough that a kill lands in the middle.
-const LONG: [&str; 2] = ["-S", "steps=60"];
+const LONG: [&str; 2] = ["-S", "steps=400"];
 
 fn run_long(project: &Project) -> product_tests::Ended {
     project.recipe(&["run", "recipe.toml", LONG[0], LONG[1]])
@@ -20,7 +20,12 @@ fn digests(project: &Project) -> Vec<(String, String)> {
     let stages = run["stages"].as_array().expect("stages");
     stages
         .iter()
-        .map(|s| (s["stage"].as_str().expect("a name").to_owned(), s["outputs"].to_string()))
+        .map(|s| {
+            (
+                s["stage"].as_str().expect("a name").to_owned(),
+                s["outputs"].to_string(),
+            )
+        })
         .collect()
 }
 
@@ -28,10 +33,20 @@ fn digests(project: &Project) -> Vec<(String, String)> {
 fn start_until_checkpoint(project: &Project, stage: &str) -> Child {
     let events = project.path("events.jsonl");
     let _ = fs::remove_file(&events);
-    let args = ["run", "recipe.toml", LONG[0], LONG[1], "--events", "events.jsonl"];
+    let args = [
+        "run",
+        "recipe.toml",
+        LONG[0],
+        LONG[1],
+        "--events",
+        "events.jsonl",
+    ];
     let mut child = project.start(&args);
     wait_for(&format!("checkpoint of {stage}"), || {
-        assert!(child.try_wait().expect("a child").is_none(), "the run ended before the kill");
+        assert!(
+            child.try_wait().expect("a child").is_none(),
+            "the run ended before the kill"
+        );
         let text = fs::read_to_string(&events).unwrap_or_default();
         text.lines()
             .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok())
@@ -52,7 +67,11 @@ fn resumed_from(project: &Project, stage: &str) -> Option<u64> {
 
 fn no_process_left(project: &Project) {
     let needle = project.path("").display().to_string();
-    wait_for("end of all processes", || processes(needle.trim_end_matches('/')).is_empty().then_some(()));
+    wait_for("end of all processes", || {
+        processes(needle.trim_end_matches('/'))
+            .is_empty()
+            .then_some(())
+    });
 }
 
 #[test]
@@ -68,7 +87,15 @@ fn a_killed_runner_or_worker_changes_no_bit() {
         child.wait().expect("the child ends");
         no_process_left(&broken);
         broken
-            .recipe(&["run", "recipe.toml", LONG[0], LONG[1], "--events", "events.jsonl", stage])
+            .recipe(&[
+                "run",
+                "recipe.toml",
+                LONG[0],
+                LONG[1],
+                "--events",
+                "events.jsonl",
+                stage,
+            ])
             .expect(0);
         let step = resumed_from(&broken, stage).expect("it went on from a checkpoint");
         assert!(step >= 2, "{stage} resumed at {step}");
@@ -82,14 +109,20 @@ fn a_killed_runner_or_worker_changes_no_bit() {
     let mut child = start_until_checkpoint(&orphaned, "sft");
     let needle = orphaned.path("").display().to_string();
     let worker = wait_for("worker", || {
-        processes(needle.trim_end_matches('/')).into_iter().find(|pid| {
-            fs::read_to_string(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|c| c.contains("recipe-worker"))
-        })
+        processes(needle.trim_end_matches('/'))
+            .into_iter()
+            .find(|pid| {
+                fs::read_to_string(format!("/proc/{pid}/cmdline"))
+                    .is_ok_and(|c| c.contains("recipe-worker"))
+            })
     });
     kill(worker);
     let status = child.wait().expect("the run ends");
-    assert_eq!(status.code(), Some(4), "a killed worker is an infrastructure failure");
+    assert_eq!(
+        status.code(),
+        Some(4),
+        "a killed worker is an infrastructure failure"
+    );
     run_long(&orphaned).expect(0);
     assert_eq!(digests(&orphaned), expected);
 }
@@ -102,5 +135,7 @@ fn a_stopped_run_is_resumable_and_says_so() {
     unsafe { libc::kill(child.id() as i32, libc::SIGTERM) };
     assert_eq!(child.wait().expect("the run ends").code(), Some(75));
     no_process_left(&project);
-    project.recipe(&["run", "recipe.toml", LONG[0], LONG[1], "sft"]).expect(0);
+    project
+        .recipe(&["run", "recipe.toml", LONG[0], LONG[1], "sft"])
+        .expect(0);
 }

@@ -6,8 +6,16 @@ use product_tests::Project;
 fn project(ranks: u32) -> Project {
     let p = Project::of("pipeline");
     // The curves are compared, so nothing may hide the gradients' scale.
-    p.edit("recipe.toml", "lr = 3e-3,", "lr = 0.05, optimizer = \"sgd\", grad_clip = 0.0,");
-    p.edit("recipe.toml", "lr = 1e-3, max_length", "lr = 0.05, optimizer = \"sgd\", grad_clip = 0.0, max_length");
+    p.edit(
+        "recipe.toml",
+        "lr = 3e-3,",
+        "lr = 0.05, optimizer = \"sgd\", grad_clip = 0.0,",
+    );
+    p.edit(
+        "recipe.toml",
+        "lr = 1e-3, max_length",
+        "lr = 0.05, optimizer = \"sgd\", grad_clip = 0.0, max_length",
+    );
     p.edit(
         "recipe.toml",
         "resources = { threads = 1 }",
@@ -18,12 +26,23 @@ fn project(ranks: u32) -> Project {
 
 fn curve(p: &Project, stage: &str, metric: &str) -> Vec<f64> {
     let lines = p.metrics(stage);
-    lines.iter().filter_map(|l| l["metrics"][metric].as_f64()).collect()
+    lines
+        .iter()
+        .filter_map(|l| l["metrics"][metric].as_f64())
+        .collect()
 }
 
 #[test]
 fn two_ranks_follow_one_rank() {
-    let args = ["run", "recipe.toml", "-S", "steps=20", "-S", "batch=7", "dpo"];
+    let args = [
+        "run",
+        "recipe.toml",
+        "-S",
+        "steps=20",
+        "-S",
+        "batch=7",
+        "dpo",
+    ];
     let (one, two) = (project(1), project(2));
     one.recipe(&args).expect(0);
     two.recipe(&args).expect(0);
@@ -34,7 +53,10 @@ fn two_ranks_follow_one_rank() {
             assert_eq!(a.len(), b.len());
             for (step, (a, b)) in a.iter().zip(&b).enumerate() {
                 let apart = (a - b).abs() / a.abs().max(1e-3);
-                assert!(apart < limit, "{stage} {metric} at step {step}: {a} and {b}");
+                assert!(
+                    apart < limit,
+                    "{stage} {metric} at step {step}: {a} and {b}"
+                );
             }
         }
     }

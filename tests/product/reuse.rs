@@ -9,14 +9,22 @@ fn statuses(run: &Value) -> Vec<(String, String)> {
     stages
         .iter()
         .map(|s| {
-            let text = |k: &str| s[k].as_str().unwrap_or_else(|| panic!("{k} in {s}")).to_owned();
+            let text = |k: &str| {
+                s[k].as_str()
+                    .unwrap_or_else(|| panic!("{k} in {s}"))
+                    .to_owned()
+            };
             (text("stage"), text("status"))
         })
         .collect()
 }
 
 fn ran(run: &Value) -> Vec<String> {
-    statuses(run).into_iter().filter(|(_, s)| s == "ran").map(|(n, _)| n).collect()
+    statuses(run)
+        .into_iter()
+        .filter(|(_, s)| s == "ran")
+        .map(|(n, _)| n)
+        .collect()
 }
 
 const RUN: [&str; 2] = ["run", "recipe.toml"];
@@ -24,26 +32,52 @@ const RUN: [&str; 2] = ["run", "recipe.toml"];
 #[test]
 fn only_what_changed_and_what_reads_it_runs_again() {
     let project = Project::of("pipeline");
-    assert_eq!(ran(&project.json(&RUN)).len(), 10, "the first run computes every stage");
-    assert!(ran(&project.json(&RUN)).is_empty(), "the second computes none");
+    assert_eq!(
+        ran(&project.json(&RUN)).len(),
+        10,
+        "the first run computes every stage"
+    );
+    assert!(
+        ran(&project.json(&RUN)).is_empty(),
+        "the second computes none"
+    );
 
     // Comments, layout and placement are no part of a key.
     project.edit("recipe.toml", "[stage.sft]", "# a comment\n\n[stage.sft]");
-    project.edit("recipe.toml", "threads = 1", "threads = 1, microbatch_tokens = 4096");
+    project.edit(
+        "recipe.toml",
+        "threads = 1",
+        "threads = 1, microbatch_tokens = 4096",
+    );
     project.edit("recipe.toml", "every = 2, keep = 2", "every = 3, keep = 1");
     assert!(ran(&project.json(&RUN)).is_empty());
 
     // A changed `with` of grpo: it and what is below, and `why` names exactly that field.
     project.edit("recipe.toml", "with.group_size = 4", "with.group_size = 5");
-    let why = project.recipe(&["why", "recipe.toml", "grpo"]).expect(0).stdout;
+    let why = project
+        .recipe(&["why", "recipe.toml", "grpo"])
+        .expect(0)
+        .stdout;
     assert!(why.contains("with.group_size"), "{why}");
-    for other in ["with.lr", "with.steps", "with.batch_size", "inputs", "trainer"] {
-        assert!(!why.contains(other), "only the changed field is named:\n{why}");
+    for other in [
+        "with.lr",
+        "with.steps",
+        "with.batch_size",
+        "inputs",
+        "trainer",
+    ] {
+        assert!(
+            !why.contains(other),
+            "only the changed field is named:\n{why}"
+        );
     }
     let again = ran(&project.json(&RUN));
     assert!(again.contains(&"grpo".to_owned()), "{again:?}");
     for above in ["base", "convert", "sft", "reference", "dpo"] {
-        assert!(!again.contains(&above.to_owned()), "{above} ran again: {again:?}");
+        assert!(
+            !again.contains(&above.to_owned()),
+            "{above} ran again: {again:?}"
+        );
     }
 }
 
@@ -54,20 +88,27 @@ fn a_plan_prices_and_explains_before_anything_runs() {
     let plan = project.json(&["plan", "recipe.toml", "-S", "stage.sft.with.lr=1e-3"]);
     let state = |name: &str| {
         let stages = plan["stages"].as_array().expect("stages");
-        let stage = stages.iter().find(|s| s["stage"] == name).expect("the stage");
+        let stage = stages
+            .iter()
+            .find(|s| s["stage"] == name)
+            .expect("the stage");
         stage["state"].as_str().expect("a state").to_owned()
     };
     assert_eq!(state("convert"), "reuse");
     assert_eq!(state("sft"), "run");
     assert_eq!(state("grpo"), "undecided");
-    project.recipe(&["plan", "recipe.toml", "--detailed-exitcode"]).expect(7);
+    project
+        .recipe(&["plan", "recipe.toml", "--detailed-exitcode"])
+        .expect(7);
 }
 
 #[test]
 fn an_edited_output_does_not_reach_the_store() {
     let project = Project::of("pipeline");
     project.json(&["run", "recipe.toml", "base"]);
-    project.recipe(&["get", "recipe.toml", "base.model", "--to", "out"]).expect(0);
+    project
+        .recipe(&["get", "recipe.toml", "base.model", "--to", "out"])
+        .expect(0);
     std::fs::remove_file(project.path("out/config.json")).expect("the copy is ours");
     project.write("out/config.json", "{}");
     project.recipe(&["cache", "verify"]).expect(0);

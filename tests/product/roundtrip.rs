@@ -43,15 +43,25 @@ fn tensors(dir: &Path) -> std::collections::BTreeMap<String, (String, String, Ve
 
 /// The JSON lines of an artifact's one file.
 fn lines(dir: &Path) -> Vec<Value> {
-    let file = fs::read_dir(dir).expect("an artifact").flatten().next().expect("a file");
+    let file = fs::read_dir(dir)
+        .expect("an artifact")
+        .flatten()
+        .next()
+        .expect("a file");
     let text = fs::read_to_string(file.path()).expect("text");
-    text.lines().map(|l| serde_json::from_str(l).expect("JSON")).collect()
+    text.lines()
+        .map(|l| serde_json::from_str(l).expect("JSON"))
+        .collect()
 }
 
 #[test]
 fn every_family_is_scored_as_transformers_does_and_written_back_byte_for_byte() {
     for fixture in fixtures() {
-        let name = fixture.file_name().expect("a name").to_string_lossy().into_owned();
+        let name = fixture
+            .file_name()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned();
         let expected: Value =
             serde_json::from_str(&fs::read_to_string(fixture.join("expected.json")).expect("JSON"))
                 .expect("JSON");
@@ -89,16 +99,27 @@ in.model = "convert.model"
         ));
         project.write("rows.jsonl", &(rows.join("\n") + "\n"));
         let greedy = expected["greedy"].as_array().expect("greedy");
-        let prompts: Vec<String> =
-            greedy.iter().map(|g| serde_json::json!({ "tokens": g["tokens"] }).to_string()).collect();
+        let prompts: Vec<String> = greedy
+            .iter()
+            .map(|g| serde_json::json!({ "tokens": g["tokens"] }).to_string())
+            .collect();
         project.write("prompts.jsonl", &(prompts.join("\n") + "\n"));
         project.recipe(&["run", "recipe.toml"]).expect(0);
-        project.recipe(&["get", "recipe.toml", "score.logprobs", "--to", "scores"]).expect(0);
-        project.recipe(&["get", "recipe.toml", "export.model", "--to", "exported"]).expect(0);
+        project
+            .recipe(&["get", "recipe.toml", "score.logprobs", "--to", "scores"])
+            .expect(0);
+        project
+            .recipe(&["get", "recipe.toml", "export.model", "--to", "exported"])
+            .expect(0);
 
-        project.recipe(&["get", "recipe.toml", "generate.completions", "--to", "said"]).expect(0);
+        project
+            .recipe(&["get", "recipe.toml", "generate.completions", "--to", "said"])
+            .expect(0);
         for (ours, theirs) in lines(&project.path("said")).iter().zip(greedy) {
-            assert_eq!(ours["tokens"], theirs["completion"], "{name}: greedy tokens");
+            assert_eq!(
+                ours["tokens"], theirs["completion"],
+                "{name}: greedy tokens"
+            );
         }
         let scored = lines(&project.path("scores"));
         assert_eq!(scored.len(), sequences.len(), "{name}: a line for each row");
@@ -108,7 +129,10 @@ in.model = "convert.model"
             assert_eq!(&ours["tokens"], sequence, "{name}: in order");
             let list = |v: &Value| -> Vec<f64> {
                 let values = v.as_array().expect("log-probabilities");
-                values.iter().map(|x| x.as_f64().expect("a number")).collect()
+                values
+                    .iter()
+                    .map(|x| x.as_f64().expect("a number"))
+                    .collect()
             };
             let (ours, theirs) = (list(&ours["logprobs"]), list(theirs));
             assert_eq!(ours.len(), theirs.len(), "{name}");
@@ -118,14 +142,28 @@ in.model = "convert.model"
             }
         }
         assert!(tokens > 20, "{name}: {tokens} tokens compared");
-        assert_eq!(tensors(&fixture), tensors(&project.path("exported")), "{name}: tensors");
+        assert_eq!(
+            tensors(&fixture),
+            tensors(&project.path("exported")),
+            "{name}: tensors"
+        );
         for carried in ["tokenizer.json", "generation_config.json"] {
-            let (before, after) = (fixture.join(carried), project.path("exported").join(carried));
+            let (before, after) = (
+                fixture.join(carried),
+                project.path("exported").join(carried),
+            );
             if before.exists() {
-                assert_eq!(fs::read(before).ok(), fs::read(after).ok(), "{name}: {carried}");
+                assert_eq!(
+                    fs::read(before).ok(),
+                    fs::read(after).ok(),
+                    "{name}: {carried}"
+                );
             }
         }
         let card = project.read("exported/README.md");
-        assert!(card.contains("roundtrip"), "{name}: the model card names the recipe");
+        assert!(
+            card.contains("roundtrip"),
+            "{name}: the model card names the recipe"
+        );
     }
 }

@@ -38,21 +38,33 @@ impl Ended {
 /// The folder that cargo put the binaries in.
 pub fn bin(name: &str) -> PathBuf {
     let exe = std::env::current_exe().expect("the test binary has a path");
-    let release = exe.ancestors().nth(2).expect("tests run from target/release/deps");
+    let release = exe
+        .ancestors()
+        .nth(2)
+        .expect("tests run from target/release/deps");
     let path = release.join(name);
-    assert!(path.exists(), "{} is not built: run `cargo xtask build`", path.display());
+    assert!(
+        path.exists(),
+        "{} is not built: run `cargo xtask build`",
+        path.display()
+    );
     path
 }
 
 /// The root of the checkout.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ lies in the root").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("tests/ lies in the root")
+        .to_owned()
 }
 
 impl Project {
     /// An empty project. A `recipe.lock` in it makes it a project root of its own.
     pub fn empty() -> Project {
-        Project { dir: tempfile::tempdir().expect("a temporary folder") }
+        Project {
+            dir: tempfile::tempdir().expect("a temporary folder"),
+        }
     }
 
     /// A project with `recipe.toml`.
@@ -69,7 +81,11 @@ impl Project {
         let text = fs::read_to_string(ci.join(format!("{name}.toml"))).expect("a shipped recipe");
         project.write("recipe.toml", &text);
         for entry in fs::read_dir(ci).expect("recipes/ci").flatten() {
-            if entry.path().extension().is_some_and(|e| e != "toml" && e != "lock") {
+            if entry
+                .path()
+                .extension()
+                .is_some_and(|e| e != "toml" && e != "lock")
+            {
                 let to = project.path(&entry.file_name().to_string_lossy());
                 fs::copy(entry.path(), to).expect("a copy of the recipe's data");
             }
@@ -101,7 +117,11 @@ impl Project {
     /// `recipe ARGS` in the project, not started.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(bin("recipe"));
-        command.args(args).current_dir(self.dir.path()).env("NO_COLOR", "1").stdin(Stdio::null());
+        command
+            .args(args)
+            .current_dir(self.dir.path())
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null());
         command
     }
 
@@ -137,7 +157,10 @@ impl Project {
     #[track_caller]
     pub fn metrics(&self, stage: &str) -> Vec<Value> {
         let out = self.recipe(&["show", "last", "--metrics", stage]).expect(0);
-        out.stdout.lines().map(|l| serde_json::from_str(l).expect("a JSON line")).collect()
+        out.stdout
+            .lines()
+            .map(|l| serde_json::from_str(l).expect("a JSON line"))
+            .collect()
     }
 }
 
@@ -149,7 +172,10 @@ pub fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = ready() {
             return found;
         }
-        assert!(start.elapsed() < Duration::from_secs(60), "no {what} within a minute");
+        assert!(
+            start.elapsed() < Duration::from_secs(60),
+            "no {what} within a minute"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -162,7 +188,9 @@ pub fn processes(needle: &str) -> Vec<i32> {
                 .is_ok_and(|b| String::from_utf8_lossy(&b).contains(needle))
         })
     };
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
     entries
         .flatten()
         .filter_map(|e| e.file_name().into_string().ok())

@@ -194,6 +194,8 @@ pub fn worker_gang(
         ("MKL_NUM_THREADS", threads),
         ("OMP_DYNAMIC", "FALSE".into()),
         ("MKL_DYNAMIC", "FALSE".into()),
+        // libgomp spins for milliseconds by default: fatal beside another busy process
+        ("GOMP_SPINCOUNT", "20000".into()),
         ("CUDA_VISIBLE_DEVICES", worker.gpus.join(",")),
         ("TMPDIR", tmp.display().to_string()),
     ];
