@@ -1,5 +1,5 @@
 //! Benchmarks of training and generation on a tiny Qwen3, one JSON line each:
-//! `cargo xtask bench -- --help`.
+//! `cargo xtask bench --help`.
 //!
 //! Rates of other machines and other hours do not compare, so every benchmark measures the peak of
 //! libtorch's matrix product between its own repeats, and peers' recorded rates are scaled by the
