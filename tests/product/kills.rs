@@ -40,13 +40,14 @@ fn start_until_checkpoint(project: &Project, stage: &str) -> Child {
         LONG[1],
         "--events",
         "events.jsonl",
+        stage,
     ];
     let mut child = project.start(&args);
     wait_for(&format!("checkpoint of {stage}"), || {
-        assert!(
-            child.try_wait().expect("a child").is_none(),
-            "the run ended before the kill"
-        );
+        if let Some(status) = child.try_wait().expect("a child") {
+            let log = project.recipe(&["logs", "last", stage]).stdout;
+            panic!("the run ended ({status}) before a checkpoint of {stage} was seen\n{log}");
+        }
         let text = fs::read_to_string(&events).unwrap_or_default();
         text.lines()
             .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok())
