@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-/// An element of weights and activations.
+/// An element of weights, activations and cached keys and values.
 pub trait Elem: Copy + Send + Sync + Default + 'static {
     /// Exact.
     fn to_f32(self) -> f32;
@@ -39,7 +39,8 @@ impl Elem for bf16 {
 /// Lanes that loops are written in: one 512-bit register, or several smaller ones.
 pub const LANES: usize = 16;
 
-/// Instruction sets that have code of their own.
+/// Instruction sets that have code of their own. Every set gives the same bits, except that bf16
+/// products are summed in pairs by `Avx512Bf16`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     Portable,
@@ -52,7 +53,12 @@ pub enum Isa {
 pub fn isa() -> Isa {
     #[cfg(target_arch = "x86_64")]
     {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+        // all that `multiversion!` enables
+        let avx512 = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512dq");
+        if avx512 {
             let bf16 = is_x86_feature_detected!("avx512bf16");
             return if bf16 { Isa::Avx512Bf16 } else { Isa::Avx512 };
         }
@@ -63,11 +69,12 @@ pub fn isa() -> Isa {
     Isa::Portable
 }
 
-/// `multiversion!(pub fn name[E: Elem](args) = body)` defines `name`, which calls the
-/// `#[inline(always)]` function `body` compiled for the best instruction set at hand.
+/// `multiversion!(pub fn name[E: Elem][E](args) = body)` defines `name`, generic in the first
+/// brackets, which calls the `#[inline(always)]` function `body` compiled for the best instruction
+/// set at hand; the second brackets repeat the generics' names.
 #[macro_export]
 macro_rules! multiversion {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident [$($gen:tt)*] ($($arg:ident: $ty:ty),* $(,)?) = $body:path) => {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident [$($gen:tt)*] [$($use:tt)*] ($($arg:ident: $ty:ty),* $(,)?) = $body:ident) => {
         $(#[$doc])*
         #[allow(clippy::too_many_arguments)]
         $vis fn $name<$($gen)*>($($arg: $ty),*) {
@@ -75,18 +82,18 @@ macro_rules! multiversion {
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
                 #[allow(clippy::too_many_arguments)]
-                fn avx512<$($gen)*>($($arg: $ty),*) { $body($($arg),*) }
+                fn avx512<$($gen)*>($($arg: $ty),*) { $body::<$($use)*>($($arg),*) }
                 #[target_feature(enable = "avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
-                fn avx2<$($gen)*>($($arg: $ty),*) { $body($($arg),*) }
+                fn avx2<$($gen)*>($($arg: $ty),*) { $body::<$($use)*>($($arg),*) }
                 // SAFETY: the features were detected.
                 match $crate::elem::isa() {
-                    i if i >= $crate::elem::Isa::Avx512 => return unsafe { avx512($($arg),*) },
-                    $crate::elem::Isa::Avx2 => return unsafe { avx2($($arg),*) },
+                    i if i >= $crate::elem::Isa::Avx512 => return unsafe { avx512::<$($use)*>($($arg),*) },
+                    $crate::elem::Isa::Avx2 => return unsafe { avx2::<$($use)*>($($arg),*) },
                     _ => {}
                 }
             }
-            $body($($arg),*)
+            $body::<$($use)*>($($arg),*)
         }
     };
 }

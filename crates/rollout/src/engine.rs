@@ -2,7 +2,6 @@
 
 use crate::batch::Batch;
 use crate::cpu::attention;
-use crate::cpu::elem::Elem;
 use crate::cpu::gemm::Shared;
 use crate::cpu::memory::Memory;
 use crate::cpu::ops::{RowOps, elements, elements_mut};
@@ -10,6 +9,7 @@ use crate::paged::Gathered;
 use crate::sampler::{Choice, Pick, Scratch, choose};
 use crate::store::Store;
 use half::bf16;
+use kernels::elem::Elem;
 use model::{Attend, AttendSpec, Context, Decoder, Libtorch, Ops, Weights};
 use tch::{Kind, Tensor};
 

@@ -4,8 +4,9 @@
 //! (seed, request, sample, position); sums are taken in a fixed order.
 
 use crate::Sampling;
-use crate::cpu::elem::{Elem, LANES, exp_neg, multiversion};
 use data::rng::Draw;
+use kernels::elem::{Elem, LANES, exp_neg};
+use kernels::multiversion;
 
 /// Tokens whose probabilities are summed in f32 before f64 takes over.
 const CHUNK: usize = 64;

@@ -67,9 +67,9 @@ pub fn backward<E: Elem>(x: &[E], w: &[E], eps: f32, dy: &[E], dx: &mut [E], dw:
     }
 }
 
-multiversion!(fn forward_rows[E: Elem](x: &[E], w: &[E], eps: f32, y: &mut [E]) = forward_body);
+multiversion!(fn forward_rows[E: Elem][E](x: &[E], w: &[E], eps: f32, y: &mut [E]) = forward_body);
 multiversion!(
-    fn backward_rows[E: Elem](x: &[E], w: &[E], eps: f32, dy: &[E], dx: &mut [E], dw: &mut [f32]) =
+    fn backward_rows[E: Elem][E](x: &[E], w: &[E], eps: f32, dy: &[E], dx: &mut [E], dw: &mut [f32]) =
         backward_body
 );
 

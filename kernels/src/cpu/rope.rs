@@ -55,7 +55,7 @@ pub fn turn<E: Elem>(x: &[E], turn: Turn, y: &mut [E]) {
     });
 }
 
-multiversion!(fn turn_rows[E: Elem](x: &[E], turn: Turn<'_>, width: usize, y: &mut [E]) = turn_body);
+multiversion!(fn turn_rows[E: Elem][E](x: &[E], turn: Turn<'_>, width: usize, y: &mut [E]) = turn_body);
 
 #[inline(always)]
 fn turn_body<E: Elem>(x: &[E], turn: Turn<'_>, width: usize, y: &mut [E]) {

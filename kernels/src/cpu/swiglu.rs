@@ -46,9 +46,9 @@ pub fn backward<E: Elem>(g: &[E], u: &[E], dy: &[E], dg: &mut [E], du: &mut [E])
     });
 }
 
-multiversion!(fn forward_part[E: Elem](g: &[E], u: &[E], y: &mut [E]) = forward_body);
+multiversion!(fn forward_part[E: Elem][E](g: &[E], u: &[E], y: &mut [E]) = forward_body);
 multiversion!(
-    fn backward_part[E: Elem](g: &[E], u: &[E], dy: &[E], dg: &mut [E], du: &mut [E]) = backward_body
+    fn backward_part[E: Elem][E](g: &[E], u: &[E], dy: &[E], dg: &mut [E], du: &mut [E]) = backward_body
 );
 
 #[inline(always)]

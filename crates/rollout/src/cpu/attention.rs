@@ -5,11 +5,11 @@
 //! softmax's sum is taken lane by lane from the first block seen. So it has the same bits however
 //! rows are grouped into prefill chunks and batches, and wherever its blocks lie.
 
-use super::elem::{Elem, LANES, exp_neg};
 use super::gemm::Shared;
 use super::memory::Memory;
 use super::pool::Pool;
 use crate::batch::Batch;
+use kernels::elem::{Elem, LANES, exp_neg};
 use model::AttendSpec;
 
 /// Query heads of one key and value head that are computed together.
@@ -132,7 +132,7 @@ pub struct Scratch {
     scores: Vec<f32>,
 }
 
-super::elem::multiversion! {
+kernels::multiversion! {
     /// Attention of `N` query heads over one head of keys and values.
     pub fn heads[E: Elem, const N: usize][E, N](seen: &Seen<E>, q: &[E], out: &mut [E], scale: f32, scratch: &mut Scratch) = heads_body
 }

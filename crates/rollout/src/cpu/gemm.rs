@@ -8,9 +8,9 @@
 
 use std::any::TypeId;
 
-use super::elem::{Elem, Isa, LANES, isa};
 use super::pool::Pool;
 use half::bf16;
+use kernels::elem::{Elem, Isa, LANES, isa};
 
 /// Registers of rows in a full tile: 64 rows.
 const MAX_VECTORS: usize = 4;
@@ -204,7 +204,7 @@ impl Kernel {
     }
 }
 
-super::elem::multiversion! {
+kernels::multiversion! {
     /// `tile[t][lane] = sum over i of panel[i][lane] * w[t][i]`.
     pub fn portable_tile[E: Elem][E](panel: &[f32], w: &[E], k: usize, width: usize, tile: &mut [f32]) = portable_tile_body
 }

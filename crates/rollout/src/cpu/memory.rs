@@ -4,7 +4,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-use super::elem::{Elem, LANES};
+use kernels::elem::{Elem, LANES};
 
 /// Bytes of a cache line.
 const LINE: usize = 64;

@@ -14,7 +14,6 @@
 //! would give the promise at the price of the largest shape; here small batches stay cheap.
 
 pub mod attention;
-pub mod elem;
 pub mod gemm;
 pub mod memory;
 pub mod ops;

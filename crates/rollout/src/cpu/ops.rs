@@ -1,10 +1,10 @@
 //! The model's arithmetic on CPU tensors, row by row.
 
-use super::elem::Elem;
 use super::gemm::{self, Shared};
 use super::pointwise;
 use super::pool::Pool;
 use half::bf16;
+use kernels::elem::Elem;
 use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
 

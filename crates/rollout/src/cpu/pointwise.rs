@@ -1,6 +1,7 @@
 //! Norm, rotary position and SwiGLU of rows; arithmetic in f32, rounded once.
 
-use super::elem::{Elem, LANES, exp_neg, multiversion};
+use kernels::elem::{Elem, LANES, exp_neg};
+use kernels::multiversion;
 
 multiversion! {
     /// `y = x / sqrt(mean(x^2) + eps) * w` for each row of `w.len()` elements.
