@@ -7,7 +7,7 @@
 //! | [`pointwise`] | norm, rotary position, SwiGLU |
 //! | [`ops`] | the above as the model's `Ops` on libtorch tensors |
 //! | [`pool`] | threads; results do not depend on their number |
-//! | [`elem`] | f32 and bf16, instruction sets, the exponential |
+//! | [`kernels::elem`] | f32 and bf16, instruction sets, the exponential |
 //!
 //! libtorch's own kernels do not promise this: its BLAS picks kernels by the number of rows, and
 //! vectorised loops treat the elements at their end apart. Padding every batch to one fixed shape
