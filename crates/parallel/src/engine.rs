@@ -1,9 +1,14 @@
 //! The segment engine: forward over segments, backward as vector-Jacobian products.
 //!
-//! A boundary between segments is a detached leaf. With [`Checkpointing::None`] each segment's
-//! graph is kept from forward to backward; with [`Checkpointing::Full`] only the boundaries are,
-//! and backward runs each segment again before walking it. The arithmetic is the same either way,
-//! so the gradients are equal bit for bit.
+//! A boundary between segments is a detached leaf. [`Checkpointing`] says which segments' graphs
+//! are kept from forward to backward; of the others only the boundary is, and backward runs them
+//! again before walking them. The arithmetic is the same either way, so the gradients are equal bit
+//! for bit.
+//!
+//! A pipeline stage runs a range of the segments: a boundary goes in and one comes out, on the way
+//! back a gradient of each.
+
+use std::ops::Range;
 
 use model::{Context, Decoder, Layout, Ops, Packed, Segment, SegmentKind, Weights};
 use tch::{Kind, Tensor};
@@ -16,8 +21,23 @@ pub enum Checkpointing {
     /// Every segment's graph.
     #[default]
     None,
+    /// The graphs of attention segments. MLPs, whose inner rows are the widest, and norms run twice.
+    Selective,
     /// Segment boundaries only; segments run twice.
     Full,
+}
+
+impl Checkpointing {
+    /// Whether the graph of such a segment is kept.
+    fn keeps(self, kind: SegmentKind) -> bool {
+        match self {
+            // the embedding is walked back without a graph
+            _ if kind == SegmentKind::Embed => false,
+            Checkpointing::None => true,
+            Checkpointing::Selective => matches!(kind, SegmentKind::Attention(_)),
+            Checkpointing::Full => false,
+        }
+    }
 }
 
 /// The door through which a segment gets its parameters.
@@ -72,14 +92,16 @@ pub struct Engine<'a> {
     pub checkpointing: Checkpointing,
 }
 
-/// A forward that can be walked back once.
+/// A forward over a range of segments that can be walked back once.
 pub struct Walk<'a> {
     engine: Engine<'a>,
     batch: &'a Microbatch,
     scene: Scene,
+    /// Index of the first segment.
+    first: usize,
     /// One per segment.
     steps: Vec<Step>,
-    hidden: Tensor,
+    output: Tensor,
 }
 
 /// A segment as forward left it.
@@ -103,17 +125,32 @@ struct Scene {
 }
 
 impl<'a> Engine<'a> {
-    /// Hidden states `[kept, hidden]` after the final norm, with what is needed to walk back.
+    /// All segments: token ids to hidden states `[kept, hidden]` after the final norm, with what is
+    /// needed to walk back.
     pub fn forward(&self, batch: &'a Microbatch) -> Result<Walk<'a>, Error> {
+        let tokens = batch.tokens.shallow_clone();
+        self.forward_range(self.all(), tokens, batch)
+    }
+
+    /// The segments of `range`, from the boundary before its first: token ids `[rows]` when that is
+    /// the embedding, else `[rows, hidden]`, and `[kept, hidden]` once the segment after the last
+    /// attention has run. That segment chooses the kept rows, so whoever runs it gets all rows.
+    pub fn forward_range(
+        &self,
+        range: Range<usize>,
+        input: Tensor,
+        batch: &'a Microbatch,
+    ) -> Result<Walk<'a>, Error> {
         let scene = self.scene(batch)?;
-        let mut steps = Vec::with_capacity(self.decoder.segments.len());
-        let mut x = batch.tokens.shallow_clone();
-        for index in 0..self.decoder.segments.len() {
+        let first = range.start;
+        let mut steps = Vec::with_capacity(range.len());
+        let mut x = input;
+        for index in range {
             let input = leaf(&self.enter(index, x, batch));
-            let graph = match self.checkpointing {
-                // the embedding is walked back without a graph
-                Checkpointing::None if index > 0 => Some(self.run_graph(index, &input, &scene)?),
-                _ => None,
+            let keeps = self.checkpointing.keeps(self.decoder.segments[index].kind);
+            let graph = match keeps {
+                true => Some(self.run_graph(index, &input, &scene)?),
+                false => None,
             };
             x = match &graph {
                 Some(graph) => graph.output.detach(),
@@ -125,20 +162,43 @@ impl<'a> Engine<'a> {
             engine: *self,
             batch,
             scene,
+            first,
             steps,
-            hidden: x,
+            output: x,
         })
     }
 
     /// Hidden states `[kept, hidden]` after the final norm; nothing is kept. The same arithmetic
     /// as [`Engine::forward`].
     pub fn infer(&self, batch: &Microbatch) -> Result<Tensor, Error> {
+        self.infer_range(self.all(), batch.tokens.shallow_clone(), batch)
+    }
+
+    /// As [`Engine::forward_range`]; nothing is kept.
+    pub fn infer_range(
+        &self,
+        range: Range<usize>,
+        input: Tensor,
+        batch: &Microbatch,
+    ) -> Result<Tensor, Error> {
         let scene = self.scene(batch)?;
-        let mut x = batch.tokens.shallow_clone();
-        for index in 0..self.decoder.segments.len() {
+        let mut x = input;
+        for index in range {
             x = self.run_plain(index, &self.enter(index, x, batch), &scene)?;
         }
         Ok(x)
+    }
+
+    /// Rows of the boundary before segment `index` (the output of all, at their count).
+    pub fn boundary_rows(&self, index: usize, batch: &Microbatch) -> i64 {
+        match &batch.keep {
+            Some(keep) if index > self.first_after_attention() => keep.size()[0],
+            _ => batch.tokens.size()[0],
+        }
+    }
+
+    fn all(&self) -> Range<usize> {
+        0..self.decoder.segments.len()
     }
 
     fn scene(&self, batch: &Microbatch) -> Result<Scene, Error> {
@@ -202,29 +262,34 @@ impl<'a> Engine<'a> {
 }
 
 impl Walk<'_> {
-    /// Hidden states after the final norm, `[kept, hidden]`, without a graph.
-    pub fn hidden(&self) -> &Tensor {
-        &self.hidden
+    /// What the last segment gave, without a graph: after the final norm, `[kept, hidden]`.
+    pub fn output(&self) -> &Tensor {
+        &self.output
     }
 
-    /// Walks back from the gradient of [`Walk::hidden`]; every parameter's gradient goes to
-    /// `grads`. Segments' graphs are freed as they are passed.
-    pub fn backward(mut self, d_hidden: Tensor, grads: &mut dyn Gradients) -> Result<(), Error> {
-        let mut d_output = d_hidden;
+    /// Walks back from the gradient of [`Walk::output`]; every parameter's gradient goes to
+    /// `grads`. Segments' graphs are freed as they are passed. Returns the gradient of the boundary
+    /// before the first segment; token ids have none.
+    pub fn backward(
+        mut self,
+        d_output: Tensor,
+        grads: &mut dyn Gradients,
+    ) -> Result<Option<Tensor>, Error> {
+        let mut d_output = d_output;
         while let Some(step) = self.steps.pop() {
-            let index = self.steps.len();
-            d_output = if index == 0 {
-                self.embedding(&step.input, d_output, grads)?
-            } else {
-                self.segment(index, step, d_output, grads)?
-            };
+            let index = self.first + self.steps.len();
+            if index == 0 {
+                self.embedding(&step.input, &d_output, grads)?;
+                return Ok(None);
+            }
+            d_output = self.segment(index, step, d_output, grads)?;
             if index == self.engine.first_after_attention()
                 && let Some(keep) = &self.batch.keep
             {
                 d_output = self.scatter(keep, &d_output);
             }
         }
-        Ok(())
+        Ok(Some(d_output))
     }
 
     /// One vector-Jacobian product; returns the gradient of the segment's input.
@@ -267,18 +332,18 @@ impl Walk<'_> {
     fn embedding(
         &self,
         tokens: &Tensor,
-        d_output: Tensor,
+        d_output: &Tensor,
         grads: &mut dyn Gradients,
-    ) -> Result<Tensor, Error> {
+    ) -> Result<(), Error> {
         let decoder = self.engine.decoder;
         if tokens.size()[0] > 0 {
             let vocabulary = decoder.config.vocab_size as i64;
             grads.add(
                 &decoder.segments[0].params[0],
-                sum_rows(&d_output, tokens, vocabulary),
+                sum_rows(d_output, tokens, vocabulary),
             )?;
         }
-        Ok(d_output)
+        Ok(())
     }
 
     /// Gradient of the rows before the choice of kept ones: several may come from one row.

@@ -65,6 +65,8 @@ impl Default for Resources {
 pub enum ActivationCheckpointing {
     /// Everything.
     None,
+    /// What attention computed; MLPs and norms are computed again.
+    Selective,
     /// Segment boundaries; the rest is computed again.
     Full,
 }

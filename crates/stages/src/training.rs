@@ -21,6 +21,7 @@ pub fn policy_config(stage: &Stage, dtype: kinds::Dtype) -> PolicyConfig {
         device: stage.device,
         checkpointing: match resources.activation_checkpointing {
             spec::placement::ActivationCheckpointing::None => Checkpointing::None,
+            spec::placement::ActivationCheckpointing::Selective => Checkpointing::Selective,
             spec::placement::ActivationCheckpointing::Full => Checkpointing::Full,
         },
         microbatch_tokens: resources.microbatch_tokens as usize,

@@ -305,7 +305,7 @@ impl Policy {
     ) -> Result<Accumulated, Error> {
         self.walk_batch(units, &mut |policy, walk, laid, sums| {
             let entropy = policy.config.entropy;
-            let input = policy.head_input(walk.hidden(), laid);
+            let input = policy.head_input(walk.output(), laid);
             let scored = policy.head().score(input, entropy != Entropy::Off, true);
             let tokens = policy.leaves(&scored, laid);
             let out = tch::with_grad(|| loss(&tokens))?;
@@ -333,7 +333,7 @@ impl Policy {
         observe: Option<&Observe>,
     ) -> Result<Accumulated, Error> {
         self.walk_batch(units, &mut |policy, walk, laid, sums| {
-            let input = policy.head_input(walk.hidden(), laid);
+            let input = policy.head_input(walk.output(), laid);
             let coefficients = policy.coefficients(laid, coefficient);
             let entropy = observe.is_some() && policy.config.entropy != Entropy::Off;
             let pull = Pull {
@@ -447,7 +447,7 @@ impl Policy {
             let laid = self.lay(units, &indices);
             let walk = engine.forward(&laid.batch)?;
             let d_hidden = if laid.rows == 0 {
-                walk.hidden().zeros_like()
+                walk.output().zeros_like()
             } else {
                 let pulled = head(self, &walk, &laid, sums)?;
                 grads.add(self.decoder.lm_head_name(), pulled.weight)?;

@@ -1,7 +1,9 @@
 //! The engine's gradients equal plain autograd's, however the batch is placed.
 
 use arch::ModelConfig;
-use tch::Kind;
+use model::{Decoder, Layout};
+use parallel::{Engine, Grads, Microbatch, Whole};
+use tch::{Kind, Tensor};
 use train::{Checkpointing, Entropy, LossOut, Policy, PolicyConfig};
 
 use crate::cases::{self, ALGORITHMS, Algorithm, ratio};
@@ -18,6 +20,10 @@ fn placements(kind: Kind) -> Vec<PolicyConfig> {
         base.clone(),
         PolicyConfig {
             checkpointing: Checkpointing::Full,
+            ..base.clone()
+        },
+        PolicyConfig {
+            checkpointing: Checkpointing::Selective,
             ..base.clone()
         },
         PolicyConfig {
@@ -93,6 +99,77 @@ fn gradients_equal_plain_autograd_in_fp64() {
         Kind::Double,
         1e-10,
     );
+}
+
+/// Gradients by name, of a walk over segments cut at these indices.
+fn walk_in_pieces(engine: &Engine, batch: &Microbatch, cuts: &[usize]) -> (Tensor, Grads) {
+    let mut edges = vec![0];
+    edges.extend(cuts);
+    edges.push(engine.decoder.segments.len());
+    let mut boundary = batch.tokens.shallow_clone();
+    let mut walks = Vec::new();
+    for edge in edges.windows(2) {
+        assert_eq!(boundary.size()[0], engine.boundary_rows(edge[0], batch));
+        let range = edge[0]..edge[1];
+        let walk = engine.forward_range(range.clone(), boundary.shallow_clone(), batch);
+        let walk = walk.expect("a forward");
+        let plain = engine
+            .infer_range(range, boundary, batch)
+            .expect("the same");
+        assert!(plain.equal(walk.output()));
+        boundary = walk.output().shallow_clone();
+        walks.push(walk);
+    }
+    let params = engine.decoder.config.params().into_iter();
+    let shape = |s: &[usize]| s.iter().map(|&n| n as i64).collect();
+    let params = params.map(|p| (p.name, shape(&p.shape)));
+    let mut grads = Grads::new(params, Kind::Float, boundary.device());
+    let mut d = Some(&boundary * 0.3 - 0.1);
+    for walk in walks.into_iter().rev() {
+        let d_output = d.expect("only token ids have no gradient");
+        d = walk.backward(d_output, &mut grads).expect("a backward");
+    }
+    assert!(d.is_none());
+    (boundary, grads)
+}
+
+#[test]
+fn ranges_of_segments_give_the_bits_of_all_at_once() {
+    for model in [cases::tied(), cases::untied()] {
+        let weights = cases::weights(&model, Kind::Float);
+        let decoder = Decoder::new(model);
+        let batch = Microbatch {
+            tokens: Tensor::from_slice(&[5i64, 1, 7, 7, 0, 3, 2, 9, 4]),
+            layout: Layout::sequences(&[4, 3, 2]),
+            keep: Some(Tensor::from_slice(&[1i64, 1, 6, 8])),
+        };
+        for checkpointing in [
+            Checkpointing::None,
+            Checkpointing::Selective,
+            Checkpointing::Full,
+        ] {
+            let engine = Engine {
+                decoder: &decoder,
+                parameters: &Whole(&weights),
+                ops: &kernels::Fused,
+                checkpointing,
+            };
+            let (want, whole) = walk_in_pieces(&engine, &batch, &[]);
+            let last = decoder.segments.len() - 1;
+            for cuts in (1..=last)
+                .map(|c| vec![c])
+                .chain([vec![1, 2, last], vec![3, 3]])
+            {
+                let (got, pieces) = walk_in_pieces(&engine, &batch, &cuts);
+                assert!(got.equal(&want), "{cuts:?}");
+                assert_eq!(pieces.iter().count(), whole.iter().count());
+                for (name, grad) in pieces.iter() {
+                    let want = whole.get(name).expect("the same parameters");
+                    assert!(grad.equal(want), "{cuts:?}: {name}");
+                }
+            }
+        }
+    }
 }
 
 #[test]
