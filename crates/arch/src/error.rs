@@ -1,8 +1,8 @@
-//! What can be wrong with a model's configuration.
+//! What can be wrong with a model's configuration, or with a mesh for it.
 
 use std::path::PathBuf;
 
-/// Why a `config.json` cannot be used. Every variant names the key and the value found.
+/// Why a `config.json` or a mesh cannot be used. Every variant names the key and the value found.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.
@@ -29,6 +29,14 @@ pub enum Error {
     Unsupported {
         key: String,
         value: String,
+        help: String,
+    },
+    /// A mesh that cannot carry the model.
+    #[error("mesh.{axis} = {size}, but {why}; {help}")]
+    Mesh {
+        axis: String,
+        size: usize,
+        why: String,
         help: String,
     },
     /// An error with the file it came from in front.

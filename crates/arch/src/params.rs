@@ -22,6 +22,8 @@ pub struct ParamDef {
     pub role: Role,
     /// How tensor parallelism cuts it.
     pub shard: Shard,
+    /// The expert that it belongs to; expert parallelism gives each expert to one place on `ep`.
+    pub expert: Option<usize>,
     /// Its fresh value.
     pub init: Init,
     /// Whether weight decay applies: matrices only.
@@ -50,17 +52,35 @@ pub enum Role {
     Head,
 }
 
-/// How tensor parallelism cuts a parameter.
+/// How tensor parallelism cuts a parameter, and with that which part of its gradient a rank has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Shard {
-    /// Rows of the output, in units of `unit` rows that stay whole (a head).
-    Column { unit: usize },
-    /// Columns of the input, in units of `unit` columns.
-    Row { unit: usize },
+    /// Rows of the output, query heads whole.
+    Heads,
+    /// Rows of the output, key and value heads whole; ranks that share a head hold it alike, each
+    /// with its own queries' part of the gradient.
+    KvHeads,
+    /// Rows of the output.
+    Column,
+    /// Columns of the input, cut as the rows of the matrix before it.
+    Row(Cut),
     /// Rows of the vocabulary.
     Vocab,
-    /// Every rank holds all of it.
+    /// Whole everywhere, and applied to the residual stream: the gradient is a part of the sum
+    /// over `tp` only where the rows are split (sequence parallelism).
     Replicate,
+    /// Whole everywhere, and applied between a column-cut and a row-cut matrix: the gradient is
+    /// always a part of the sum over `tp`.
+    Inside,
+}
+
+/// What the columns of a row-cut matrix are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// Query heads.
+    Heads,
+    /// The rows of a [`Shard::Column`] matrix.
+    Column,
 }
 
 /// A fresh value.
@@ -93,7 +113,12 @@ impl ModelConfig {
             table.attention(layer);
             table.mlp(layer);
         }
-        table.norm(self.segment_count() - 1, NORM.into(), self.hidden_size);
+        table.norm(
+            self.segment_count() - 1,
+            NORM.into(),
+            self.hidden_size,
+            Shard::Replicate,
+        );
         if !self.tie_embeddings {
             table.push(
                 self.segment_count(),
@@ -118,14 +143,22 @@ impl Table<'_> {
         let segment = 1 + 2 * layer;
         let at = |part: &str| format!("model.layers.{layer}.{part}");
         let (q, kv, d) = (c.heads * c.head_dim, c.kv_heads * c.head_dim, c.head_dim);
-        let column = Shard::Column { unit: d };
-        self.norm(segment, at("input_layernorm.weight"), c.hidden_size);
-        for (part, rows) in [("q", q), ("k", kv), ("v", kv)] {
+        self.norm(
+            segment,
+            at("input_layernorm.weight"),
+            c.hidden_size,
+            Shard::Replicate,
+        );
+        for (part, rows, shard) in [
+            ("q", q, Shard::Heads),
+            ("k", kv, Shard::KvHeads),
+            ("v", kv, Shard::KvHeads),
+        ] {
             self.linear(
                 segment,
                 at(&format!("self_attn.{part}_proj")),
                 [rows, c.hidden_size],
-                column,
+                shard,
                 c.qkv_bias,
             );
         }
@@ -133,12 +166,14 @@ impl Table<'_> {
             segment,
             at("self_attn.o_proj"),
             [c.hidden_size, q],
-            Shard::Row { unit: d },
+            Shard::Row(Cut::Heads),
             c.o_bias,
         );
         if c.qk_norm {
-            self.norm(segment, at("self_attn.q_norm.weight"), d);
-            self.norm(segment, at("self_attn.k_norm.weight"), d);
+            for part in ["q_norm", "k_norm"] {
+                let name = at(&format!("self_attn.{part}.weight"));
+                self.norm(segment, name, d, Shard::Inside);
+            }
         }
     }
 
@@ -147,26 +182,31 @@ impl Table<'_> {
         let segment = 2 + 2 * layer;
         let at = |part: &str| format!("model.layers.{layer}.{part}");
         let (h, m) = (c.hidden_size, c.intermediate_size);
-        self.norm(segment, at("post_attention_layernorm.weight"), h);
+        self.norm(
+            segment,
+            at("post_attention_layernorm.weight"),
+            h,
+            Shard::Replicate,
+        );
         self.linear(
             segment,
             at("mlp.gate_proj"),
             [m, h],
-            Shard::Column { unit: 1 },
+            Shard::Column,
             c.mlp_bias,
         );
         self.linear(
             segment,
             at("mlp.up_proj"),
             [m, h],
-            Shard::Column { unit: 1 },
+            Shard::Column,
             c.mlp_bias,
         );
         self.linear(
             segment,
             at("mlp.down_proj"),
             [h, m],
-            Shard::Row { unit: 1 },
+            Shard::Row(Cut::Column),
             c.mlp_bias,
         );
     }
@@ -181,8 +221,8 @@ impl Table<'_> {
     ) {
         // A bias follows its output: cut with columns, whole where the columns are summed.
         let bias_shard = match shard {
-            Shard::Column { .. } => shard,
-            _ => Shard::Replicate,
+            Shard::Row(_) => Shard::Replicate,
+            cut => cut,
         };
         self.push(
             segment,
@@ -202,8 +242,8 @@ impl Table<'_> {
         }
     }
 
-    fn norm(&mut self, segment: usize, name: String, size: usize) {
-        self.push(segment, name, vec![size], Role::Norm, Shard::Replicate);
+    fn norm(&mut self, segment: usize, name: String, size: usize, shard: Shard) {
+        self.push(segment, name, vec![size], Role::Norm, shard);
     }
 
     fn push(&mut self, segment: usize, name: String, shape: Vec<usize>, role: Role, shard: Shard) {
@@ -218,6 +258,7 @@ impl Table<'_> {
             segment,
             role,
             shard,
+            expert: None,
             init,
             decay: matches!(role, Role::Embed | Role::Linear | Role::Head),
         });

@@ -10,14 +10,26 @@ pub enum Error {
     Collective {
         /// The rank that reports.
         rank: usize,
-        /// Ranks in the group.
+        /// Ranks in all.
         size: usize,
-        /// Which collective.
-        collective: &'static str,
+        /// Which collective, and over which group.
+        collective: String,
         /// What the rank was doing.
         phase: String,
-        /// What the transport said.
+        /// What the transport said, and what the other ranks say of themselves.
         reason: String,
+    },
+    /// Ranks that met in one collective with different tensors, or in different collectives.
+    #[error("rank {rank} of {size}: ranks do not call the same: rank {rank}: {mine}; {peers}")]
+    Mismatch {
+        /// The rank that reports.
+        rank: usize,
+        /// Ranks in all.
+        size: usize,
+        /// What this rank called, with shape and phase.
+        mine: String,
+        /// What the others called.
+        peers: String,
     },
     /// Sizes that do not fit the collective.
     #[error(

@@ -9,8 +9,10 @@ mod collective;
 mod engine;
 mod error;
 mod grads;
+mod groups;
 
-pub use collective::{Collective, Gloo, Solo};
+pub use collective::{Collective, Count, Counts, Gloo, Net, Pending, Solo};
 pub use engine::{Checkpointing, Engine, Microbatch, Parameters, Walk, Whole};
 pub use error::Error;
 pub use grads::{Gradients, Grads};
+pub use groups::Groups;

@@ -3,7 +3,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use parallel::{Collective, Gloo, Solo};
+use arch::Mesh;
+use parallel::{Collective, Groups};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tch::{Device, Kind, Tensor};
@@ -17,20 +18,25 @@ const DEADLINE: Duration = Duration::from_secs(600);
 pub struct Gang {
     pub rank: usize,
     pub size: usize,
+    /// All ranks.
     pub collective: Rc<dyn Collective>,
+    /// The ranks as the mesh arranges them.
+    pub groups: Rc<Groups>,
 }
 
 impl Gang {
     /// Joins by torchrun's variables: `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`,
     /// `MASTER_PORT`. Without `WORLD_SIZE`, or with 1, this process is alone.
-    pub fn join() -> Result<Gang> {
+    pub fn join(mesh: Mesh) -> Result<Gang> {
         let size = number("WORLD_SIZE")?.unwrap_or(1);
-        if size <= 1 {
-            return Ok(Gang {
-                rank: 0,
-                size: 1,
-                collective: Rc::new(Solo),
-            });
+        if size != mesh.size() {
+            return Err(Failure::config(
+                format!("{size} ranks were started for a mesh of {}", mesh.size()),
+                "start as many ranks as `resources.ranks` says",
+            ));
+        }
+        if size == 1 {
+            return Ok(Gang::of(Groups::solo()));
         }
         let rank = number("RANK")?.ok_or_else(|| missing("RANK"))?;
         let port = number("MASTER_PORT")?.ok_or_else(|| missing("MASTER_PORT"))?;
@@ -44,12 +50,16 @@ impl Gang {
                 "ranks count from 0",
             ));
         }
-        let collective = Rc::new(Gloo::join(rank, size, &addr, port, DEADLINE)?);
-        Ok(Gang {
-            rank,
-            size,
-            collective,
-        })
+        Ok(Gang::of(Groups::join(mesh, rank, &addr, port, DEADLINE)?))
+    }
+
+    fn of(groups: Rc<Groups>) -> Gang {
+        Gang {
+            rank: groups.rank,
+            size: groups.size(),
+            collective: groups.world.clone(),
+            groups,
+        }
     }
 
     /// Whether this rank writes what all share.
@@ -103,6 +113,19 @@ impl Gang {
             gathered.extend(serde_json::from_slice::<Vec<T>>(part).map_err(broken)?);
         }
         Ok(gathered)
+    }
+}
+
+/// The mesh that a recipe asks for.
+pub fn mesh(asked: &spec::placement::Mesh) -> Mesh {
+    Mesh {
+        dp_replicate: asked.dp_replicate as usize,
+        dp_shard: asked.dp_shard as usize,
+        ep: asked.ep as usize,
+        cp: asked.cp as usize,
+        tp: asked.tp as usize,
+        pp: asked.pp as usize,
+        ..Mesh::solo()
     }
 }
 

@@ -131,16 +131,7 @@ fn stage(file: &Path, report: Report) -> Result<Done> {
     }
     let local_rank = gang::local_rank()?;
     let device = train::device(&job.device, local_rank)?;
-    let gang = Gang::join()?;
-    if gang.size != job.resources.ranks as usize {
-        return Err(Failure::config(
-            format!(
-                "{} ranks were started for a job of {}",
-                gang.size, job.resources.ranks
-            ),
-            "start as many ranks as `resources.ranks` says",
-        ));
-    }
+    let gang = Gang::join(gang::mesh(&job.resources.mesh))?;
     let stage = Stage {
         job,
         gang,

@@ -38,13 +38,13 @@ pub fn policy(stage: &Stage, dir: &Path, training: &Training) -> Result<Policy> 
         config.microbatch_tokens = 1;
     }
     config.decay_embeddings = training.decay_embeddings;
-    Ok(Policy::load(dir, config, stage.gang.collective.clone())?)
+    Ok(Policy::load(dir, config, stage.gang.groups.clone())?)
 }
 
 /// A model that only scores: a reference, or what `score` and `evaluate` look at.
 pub fn scorer(stage: &Stage, dir: &Path, dtype: kinds::Dtype) -> Result<Policy> {
     let config = policy_config(stage, dtype);
-    Ok(Policy::load(dir, config, stage.gang.collective.clone())?)
+    Ok(Policy::load(dir, config, stage.gang.groups.clone())?)
 }
 
 /// Writes the trained model, from rank 0.

@@ -8,6 +8,7 @@
 using c10d::ProcessGroupGloo;
 using Store = c10::intrusive_ptr<c10d::Store>;
 using Group = c10::intrusive_ptr<ProcessGroupGloo>;
+using Work = c10::intrusive_ptr<c10d::Work>;
 
 namespace {
 void finish(const c10::intrusive_ptr<c10d::Work>& work) { work->wait(); }
@@ -27,6 +28,19 @@ char* rt_store_new(const char* host, uint16_t port, int is_server, int64_t world
   });
 }
 void rt_store_free(Store* store) { delete store; }
+Store* rt_store_share(Store* store) { return new Store(*store); }
+char* rt_store_set(Store* store, const char* key, const char* value) {
+  return guarded([&] { (*store)->set(std::string(key), std::string(value)); });
+}
+// *out is null where the key is not there yet
+char* rt_store_get(Store* store, const char* key, char** out) {
+  return guarded([&] {
+    *out = nullptr;
+    if (!(*store)->check({std::string(key)})) return;
+    auto bytes = (*store)->get(std::string(key));
+    *out = message(std::string(bytes.begin(), bytes.end()));
+  });
+}
 
 char* rt_gloo_new(Store* store, const char* name, const char* hostname, int rank, int size, int64_t timeout_ms, Group** out) {
   return guarded([&] {
@@ -58,6 +72,16 @@ char* rt_gloo_broadcast(Group* group, at::Tensor* tensor, int root) {
 char* rt_gloo_all_gather(Group* group, at::Tensor* out, at::Tensor* in) {
   return guarded([&] { finish((*group)->_allgather_base(*out, *in)); });
 }
+char* rt_gloo_all_gather_start(Group* group, at::Tensor* out, at::Tensor* in, Work** work) {
+  return guarded([&] { *work = new Work((*group)->_allgather_base(*out, *in)); });
+}
+char* rt_gloo_reduce_scatter_start(Group* group, at::Tensor* out, at::Tensor* in, Work** work) {
+  return guarded([&] { *work = new Work((*group)->_reduce_scatter_base(*out, *in)); });
+}
+char* rt_work_wait(Work* work) {
+  return guarded([&] { finish(*work); });
+}
+void rt_work_free(Work* work) { delete work; }
 char* rt_gloo_reduce_scatter(Group* group, at::Tensor* out, at::Tensor* in) {
   return guarded([&] { finish((*group)->_reduce_scatter_base(*out, *in)); });
 }
@@ -71,6 +95,12 @@ char* rt_gloo_send(Group* group, at::Tensor* tensor, int to, int tag) {
   return guarded([&] {
     std::vector<at::Tensor> list{*tensor};
     finish((*group)->send(list, to, tag));
+  });
+}
+char* rt_gloo_send_start(Group* group, at::Tensor* tensor, int to, int tag, Work** work) {
+  return guarded([&] {
+    std::vector<at::Tensor> list{*tensor};
+    *work = new Work((*group)->send(list, to, tag));
   });
 }
 char* rt_gloo_recv(Group* group, at::Tensor* tensor, int from, int tag) {

@@ -2,8 +2,8 @@
 #include <ATen/Parallel.h>
 #include <ATen/Version.h>
 #include <ATen/core/grad_mode.h>
-#include <ATen/native/Resize.h>
 #include <ATen/ops/_fused_adamw.h>
+#include <c10/core/DeviceGuard.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/version.h>
 
@@ -34,7 +34,13 @@ void rt_parallel_for(int64_t n, int64_t grain, void* state, void (*body)(void*, 
 uint64_t rt_tensor_version(at::Tensor* tensor) { return tensor->_version(); }
 
 char* rt_storage_resize(at::Tensor* tensor, size_t bytes) {
-  return guarded([&] { at::native::resize_bytes_nocuda(tensor->storage(), bytes); });
+  return guarded([&] {
+    // the storage's own allocator, so that this serves every device; contents are not kept
+    auto* storage = tensor->storage().unsafeGetStorageImpl();
+    const c10::DeviceGuard guard(tensor->device());
+    storage->set_data_ptr_noswap(storage->allocator()->allocate(bytes));
+    storage->set_nbytes(bytes);
+  });
 }
 
 char* rt_cpu_capability() { return message(at::get_cpu_capability()); }

@@ -1,7 +1,7 @@
 //! c10d over Gloo: a TCP store for rendezvous and process groups on CPU tensors.
 //!
-//! Calls block until the collective ends or the group's timeout passes; every rank must make the
-//! same calls in the same order. A group is used by one thread at a time.
+//! Calls block until the collective ends or the group's timeout passes (`*_start` return at once);
+//! every rank must make the same calls in the same order. A group is used by one thread at a time.
 
 use std::ffi::CString;
 use std::time::Duration;
@@ -43,6 +43,33 @@ impl Store {
         })?;
         let loopback = host == "localhost" || host == "::1" || host.starts_with("127.");
         Ok(Store { raw, loopback })
+    }
+
+    /// Another handle of the same connection, for another thread.
+    pub fn share(&self) -> Store {
+        // SAFETY: a live handle; the result is owned.
+        let raw = unsafe { ffi::rt_store_share(self.raw) };
+        Store {
+            raw,
+            loopback: self.loopback,
+        }
+    }
+
+    /// Leaves a text for the other ranks. Blocks as long as the serving rank does not answer.
+    pub fn set(&self, key: &str, value: &str) -> Result<(), Error> {
+        let key = CString::new(key).map_err(|_| Error::Nul("key"))?;
+        let value = CString::new(value).map_err(|_| Error::Nul("value"))?;
+        // SAFETY: live handle and texts.
+        ffi::check(unsafe { ffi::rt_store_set(self.raw, key.as_ptr(), value.as_ptr()) })
+    }
+
+    /// What a rank left, if it has. Blocks as long as the serving rank does not answer.
+    pub fn get(&self, key: &str) -> Result<Option<String>, Error> {
+        let key = CString::new(key).map_err(|_| Error::Nul("key"))?;
+        let mut out = std::ptr::null_mut();
+        // SAFETY: live handle and text; `out` receives null or an owned text.
+        ffi::check(unsafe { ffi::rt_store_get(self.raw, key.as_ptr(), &mut out) })?;
+        Ok((!out.is_null()).then(|| ffi::take_text(out)))
     }
 }
 
@@ -123,6 +150,26 @@ impl Gloo {
         ffi::check(unsafe { ffi::rt_gloo_all_gather(self.raw, ffi::raw(out), ffi::raw(input)) })
     }
 
+    /// [`Gloo::all_gather`] that goes on beside the caller's work.
+    pub fn all_gather_start(&self, out: &Tensor, input: &Tensor) -> Result<Work, Error> {
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: live handles; libtorch keeps the tensors until the work ends.
+        ffi::check(unsafe {
+            ffi::rt_gloo_all_gather_start(self.raw, ffi::raw(out), ffi::raw(input), &mut raw)
+        })?;
+        Ok(Work { raw })
+    }
+
+    /// [`Gloo::reduce_scatter`] that goes on beside the caller's work.
+    pub fn reduce_scatter_start(&self, out: &Tensor, input: &Tensor) -> Result<Work, Error> {
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: live handles; libtorch keeps the tensors until the work ends.
+        ffi::check(unsafe {
+            ffi::rt_gloo_reduce_scatter_start(self.raw, ffi::raw(out), ffi::raw(input), &mut raw)
+        })?;
+        Ok(Work { raw })
+    }
+
     /// `out [n, ..]` receives this rank's part of the sum of all ranks' `input [size * n, ..]`.
     pub fn reduce_scatter(&self, out: &mut Tensor, input: &Tensor) -> Result<(), Error> {
         // SAFETY: live handles.
@@ -160,6 +207,16 @@ impl Gloo {
         ffi::check(unsafe { ffi::rt_gloo_send(self.raw, ffi::raw(tensor), to as i32, tag as i32) })
     }
 
+    /// [`Gloo::send`] that goes on beside the caller's work.
+    pub fn send_start(&self, tensor: &Tensor, to: usize, tag: u32) -> Result<Work, Error> {
+        let mut raw = std::ptr::null_mut();
+        // SAFETY: live handles; libtorch keeps the tensor until the work ends.
+        ffi::check(unsafe {
+            ffi::rt_gloo_send_start(self.raw, ffi::raw(tensor), to as i32, tag as i32, &mut raw)
+        })?;
+        Ok(Work { raw })
+    }
+
     /// Receives into `tensor` from rank `from`.
     pub fn recv(&self, tensor: &mut Tensor, from: usize, tag: u32) -> Result<(), Error> {
         // SAFETY: live handles.
@@ -179,6 +236,26 @@ impl Drop for Gloo {
     fn drop(&mut self) {
         // SAFETY: owned, freed once.
         unsafe { ffi::rt_gloo_free(self.raw) }
+    }
+}
+
+/// A collective under way.
+pub struct Work {
+    raw: ffi::Raw,
+}
+
+impl Work {
+    /// Returns when the collective has ended, at its group's timeout at the latest.
+    pub fn wait(self) -> Result<(), Error> {
+        // SAFETY: a live handle.
+        ffi::check(unsafe { ffi::rt_work_wait(self.raw) })
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        // SAFETY: owned, freed once; the group itself keeps work that has not ended.
+        unsafe { ffi::rt_work_free(self.raw) }
     }
 }
 

@@ -42,6 +42,9 @@ unsafe extern "C" {
         out: *mut Raw,
     ) -> *mut c_char;
     pub fn rt_store_free(store: Raw);
+    pub fn rt_store_share(store: Raw) -> Raw;
+    pub fn rt_store_set(store: Raw, key: *const c_char, value: *const c_char) -> *mut c_char;
+    pub fn rt_store_get(store: Raw, key: *const c_char, out: *mut *mut c_char) -> *mut c_char;
     pub fn rt_gloo_new(
         store: Raw,
         name: *const c_char,
@@ -55,6 +58,20 @@ unsafe extern "C" {
     pub fn rt_gloo_all_reduce(group: Raw, tensor: Raw, max: c_int) -> *mut c_char;
     pub fn rt_gloo_broadcast(group: Raw, tensor: Raw, root: c_int) -> *mut c_char;
     pub fn rt_gloo_all_gather(group: Raw, out: Raw, input: Raw) -> *mut c_char;
+    pub fn rt_gloo_all_gather_start(
+        group: Raw,
+        out: Raw,
+        input: Raw,
+        work: *mut Raw,
+    ) -> *mut c_char;
+    pub fn rt_gloo_reduce_scatter_start(
+        group: Raw,
+        out: Raw,
+        input: Raw,
+        work: *mut Raw,
+    ) -> *mut c_char;
+    pub fn rt_work_wait(work: Raw) -> *mut c_char;
+    pub fn rt_work_free(work: Raw);
     pub fn rt_gloo_reduce_scatter(group: Raw, out: Raw, input: Raw) -> *mut c_char;
     pub fn rt_gloo_all_to_all(
         group: Raw,
@@ -65,6 +82,13 @@ unsafe extern "C" {
         n: usize,
     ) -> *mut c_char;
     pub fn rt_gloo_send(group: Raw, tensor: Raw, to: c_int, tag: c_int) -> *mut c_char;
+    pub fn rt_gloo_send_start(
+        group: Raw,
+        tensor: Raw,
+        to: c_int,
+        tag: c_int,
+        work: *mut Raw,
+    ) -> *mut c_char;
     pub fn rt_gloo_recv(group: Raw, tensor: Raw, from: c_int, tag: c_int) -> *mut c_char;
     pub fn rt_gloo_barrier(group: Raw) -> *mut c_char;
 

@@ -10,9 +10,9 @@ pub fn version(tensor: &Tensor) -> u64 {
     unsafe { ffi::rt_tensor_version(ffi::raw(tensor)) }
 }
 
-/// Resizes the storage below `tensor` to `bytes` (CPU); 0 frees it while views keep their shape.
-/// Contents beyond the smaller size are undefined. Reading a tensor whose storage is too small is
-/// undefined, so only an owner of all views may call this.
+/// Gives the storage below `tensor` new memory of `bytes`, of undefined content; 0 frees it while
+/// views keep their shape. Reading a tensor whose storage is too small is undefined, so only an
+/// owner of all views may call this.
 pub fn resize(tensor: &Tensor, bytes: usize) -> Result<(), Error> {
     // SAFETY: a live handle.
     ffi::check(unsafe { ffi::rt_storage_resize(ffi::raw(tensor), bytes) })

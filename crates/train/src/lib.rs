@@ -26,7 +26,7 @@ pub use device::{device, numerics};
 pub use error::Error;
 pub use metrics::{Meter, Sums, Work};
 pub use optimizer::{Optimizer, OptimizerConfig};
-pub use parallel::{Checkpointing, Collective, Gloo, Solo};
+pub use parallel::{Checkpointing, Collective, Gloo, Groups, Solo};
 pub use plan::Plan;
 pub use policy::{Accumulated, Entropy, Observe, Policy, PolicyConfig, StepStats};
 pub use schedule::{Schedule, Shape};

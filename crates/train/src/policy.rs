@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use arch::{ModelConfig, Role};
 use model::{Decoder, Ops, Weights};
-use parallel::{Checkpointing, Collective, Engine, Gradients, Grads, Walk, Whole};
+use parallel::{Checkpointing, Collective, Engine, Gradients, Grads, Groups, Walk, Whole};
 use tch::{Device, Kind, Tensor};
 
 use crate::head::{Head, Input, Pull, Pulled, Scored, accumulation};
@@ -120,19 +120,15 @@ pub struct Policy {
     decays: HashMap<String, bool>,
     config: PolicyConfig,
     ops: Box<dyn Ops>,
-    collective: Rc<dyn Collective>,
+    groups: Rc<Groups>,
 }
 
 impl Policy {
     /// Reads a Hugging Face directory. Every rank reads it whole.
-    pub fn load(
-        dir: &Path,
-        config: PolicyConfig,
-        collective: Rc<dyn Collective>,
-    ) -> Result<Policy, Error> {
+    pub fn load(dir: &Path, config: PolicyConfig, groups: Rc<Groups>) -> Result<Policy, Error> {
         let model = ModelConfig::from_dir(dir).map_err(model::Error::from)?;
         let weights = Weights::load(dir, &model, accumulation(config.kind), config.device)?;
-        Policy::new(model, weights, dir.to_owned(), config, collective)
+        Policy::new(model, weights, dir.to_owned(), config, groups)
     }
 
     /// A policy over these master weights (fp32; fp64 for fp64 compute), on the configuration's
@@ -142,7 +138,7 @@ impl Policy {
         masters: Weights,
         source: PathBuf,
         config: PolicyConfig,
-        collective: Rc<dyn Collective>,
+        groups: Rc<Groups>,
     ) -> Result<Policy, Error> {
         if !matches!(config.kind, Kind::Float | Kind::BFloat16 | Kind::Double) {
             return Err(Error::Config(format!(
@@ -192,7 +188,7 @@ impl Policy {
             decays,
             ops: Box::new(kernels::Fused),
             config,
-            collective,
+            groups,
         })
     }
 
@@ -218,7 +214,12 @@ impl Policy {
 
     /// The ranks that train together.
     pub fn collective(&self) -> &dyn Collective {
-        &*self.collective
+        &*self.groups.world
+    }
+
+    /// The mesh and this rank's groups on it.
+    pub fn groups(&self) -> &Rc<Groups> {
+        &self.groups
     }
 
     /// Gradients of the last accumulation, summed over ranks; unclipped until
@@ -237,7 +238,7 @@ impl Policy {
         let c = &self.config;
         Plan::new(
             units,
-            self.collective.size(),
+            self.groups.data.size(),
             c.microbatch_tokens,
             c.share_prefix,
         )
@@ -273,9 +274,10 @@ impl Policy {
                 }
             }
         }
-        if self.collective.size() > 1 && total > 0 {
+        if self.groups.data.size() > 1 && total > 0 {
             let mut all = Tensor::from_slice(&flat);
-            self.collective
+            self.groups
+                .world
                 .all_reduce_sum(&mut all, "log-probabilities")?;
             flat = to_vec(&all)?;
         }
@@ -423,8 +425,8 @@ impl Policy {
         let done = self.microbatches(units, &mut grads, &mut sums, head);
         self.grads = grads;
         done?;
-        self.grads.reduce(&*self.collective)?;
-        sums.reduce(&*self.collective)?;
+        self.grads.reduce(&*self.groups.world)?;
+        sums.reduce(&*self.groups.world)?;
         let loss = sums.0.remove(LOSS).unwrap_or(0.0);
         let work = Flops::new(&self.decoder.config).work(units);
         Ok(Accumulated {
@@ -464,7 +466,7 @@ impl Policy {
     }
 
     fn my_microbatches(&self, units: &[Unit]) -> Vec<Vec<usize>> {
-        self.plan(units).ranks.swap_remove(self.collective.rank())
+        self.plan(units).ranks.swap_remove(self.groups.data.rank())
     }
 
     fn lay(&self, units: &[Unit], indices: &[usize]) -> Laid {

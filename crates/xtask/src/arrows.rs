@@ -17,7 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("torch", &[]),
     ("model", &["arch", "torch"]),
     ("kernels", &["model", "torch"]),
-    ("parallel", &["model", "torch"]),
+    ("parallel", &["model", "arch", "torch"]),
     (
         "train",
         &["parallel", "model", "kernels", "data", "arch", "torch"],

@@ -4,3 +4,4 @@ mod config;
 mod init;
 mod params;
 mod rope;
+mod slice;

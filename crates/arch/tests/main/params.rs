@@ -1,6 +1,6 @@
 //! The parameter table and the sizes that follow from it.
 
-use arch::{Init, ModelConfig, Role, Shard};
+use arch::{Cut, Init, ModelConfig, Role, Shard};
 
 fn config(more: &str) -> ModelConfig {
     ModelConfig::from_json(&format!(
@@ -45,14 +45,14 @@ fn the_table_says_where_and_how() {
     let q = find("model.layers.3.self_attn.q_proj.weight");
     assert_eq!(
         (q.segment, q.role, q.shard),
-        (7, Role::Linear, Shard::Column { unit: 128 })
+        (7, Role::Linear, Shard::Heads)
     );
     assert_eq!(q.shape, [2048, 1024]);
     let o = find("model.layers.3.self_attn.o_proj.weight");
-    assert_eq!((o.segment, o.shard), (7, Shard::Row { unit: 128 }));
+    assert_eq!((o.segment, o.shard), (7, Shard::Row(Cut::Heads)));
     assert_eq!(o.shape, [1024, 2048]);
     let down = find("model.layers.0.mlp.down_proj.weight");
-    assert_eq!((down.segment, down.shard), (2, Shard::Row { unit: 1 }));
+    assert_eq!((down.segment, down.shard), (2, Shard::Row(Cut::Column)));
     let norm = find("model.norm.weight");
     assert_eq!(
         (norm.segment, norm.init, norm.decay),
@@ -66,5 +66,11 @@ fn the_table_says_where_and_how() {
     assert!(head.decay && q.decay);
     assert_eq!(params[0].role, Role::Embed);
     assert!(params.windows(2).all(|w| w[0].segment <= w[1].segment));
-    assert_eq!(find("model.layers.0.self_attn.k_norm.weight").shape, [128]);
+    let k_norm = find("model.layers.0.self_attn.k_norm.weight");
+    assert_eq!(
+        (&k_norm.shape[..], k_norm.shard),
+        (&[128][..], Shard::Inside)
+    );
+    let k = find("model.layers.0.self_attn.k_proj.weight");
+    assert_eq!((k.shard, k.expert), (Shard::KvHeads, None));
 }

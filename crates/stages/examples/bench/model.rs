@@ -1,12 +1,11 @@
 //! The tiny Qwen3 that peers were measured on, and a policy of it.
 
 use std::path::PathBuf;
-use std::rc::Rc;
 
 use arch::ModelConfig;
 use model::Weights;
 use tch::Kind;
-use train::{Optimizer, OptimizerConfig, Policy, PolicyConfig, Solo};
+use train::{Groups, Optimizer, OptimizerConfig, Policy, PolicyConfig};
 
 use crate::Result;
 use crate::measure::Setup;
@@ -43,7 +42,7 @@ pub fn policy(setup: &Setup, kind: Kind) -> Result<Policy> {
         masters,
         PathBuf::new(),
         config,
-        Rc::new(Solo),
+        Groups::solo(),
     )?)
 }
 

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use train::loss::dpo::{self, Pairs};
 use train::loss::grpo::{self, Batch, Counts, Objective};
 use train::loss::{Rows, sft};
-use train::{Branch, Collective, Error, LossOut, Policy, PolicyConfig, Solo, Tokens, Unit};
+use train::{Branch, Error, Groups, LossOut, Policy, PolicyConfig, Tokens, Unit};
 
 pub const VOCABULARY: u32 = 61;
 
@@ -64,14 +64,10 @@ pub fn weights(model: &ModelConfig, kind: Kind) -> Weights {
 }
 
 pub fn policy(model: &ModelConfig, config: PolicyConfig) -> Policy {
-    policy_of(model, config, Rc::new(Solo))
+    policy_of(model, config, Groups::solo())
 }
 
-pub fn policy_of(
-    model: &ModelConfig,
-    config: PolicyConfig,
-    collective: Rc<dyn Collective>,
-) -> Policy {
+pub fn policy_of(model: &ModelConfig, config: PolicyConfig, groups: Rc<Groups>) -> Policy {
     // such small operators only wait for a second thread
     torch::threads::set(1);
     let kind = if config.kind == Kind::Double {
@@ -84,7 +80,7 @@ pub fn policy_of(
         weights(model, kind),
         PathBuf::new(),
         config,
-        collective,
+        groups,
     )
     .expect("a good policy")
 }

@@ -137,7 +137,7 @@ fn an_exported_directory_loads_as_the_same_policy() {
         tempfile::tempdir().expect("one"),
     );
     std::fs::write(source.path().join("tokenizer.json"), "{}").expect("written");
-    let collective = std::rc::Rc::new(train::Solo);
+    let collective = train::Groups::solo();
     let weights = cases::weights(&model, Kind::Float);
     let source = source.path().to_owned();
     let mut policy = Policy::new(

@@ -265,7 +265,7 @@ fn units_that_cannot_be_computed_are_refused_by_name() {
             kind,
             ..PolicyConfig::default()
         },
-        std::rc::Rc::new(train::Solo),
+        train::Groups::solo(),
     );
     assert!(refused.is_err());
 }

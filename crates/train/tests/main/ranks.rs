@@ -6,11 +6,10 @@ use std::process::{Child, Command};
 use std::rc::Rc;
 use std::time::Duration;
 
+use arch::Mesh;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
-use train::{
-    Collective, Error, Gloo, LossOut, Optimizer, OptimizerConfig, PolicyConfig, Solo, Tokens,
-};
+use train::{Error, Gloo, Groups, LossOut, Optimizer, OptimizerConfig, PolicyConfig, Tokens};
 
 use crate::cases::{self, ALGORITHMS, Algorithm};
 
@@ -51,8 +50,8 @@ fn flat(t: &Tensor) -> Vec<f64> {
 }
 
 /// One unclipped gradient, then a loss curve; a batch of one unit leaves a rank with nothing.
-fn train(algorithm: Algorithm, kind: Kind, batch: usize, collective: Rc<dyn Collective>) -> Seen {
-    let mut policy = cases::policy_of(&cases::tied(), config(kind), collective);
+fn train(algorithm: Algorithm, kind: Kind, batch: usize, groups: Rc<Groups>) -> Seen {
+    let mut policy = cases::policy_of(&cases::tied(), config(kind), groups);
     let mut optimizer = sgd();
     let mut seen = None;
     let mut losses = Vec::new();
@@ -86,8 +85,8 @@ fn train(algorithm: Algorithm, kind: Kind, batch: usize, collective: Rc<dyn Coll
 }
 
 /// A NaN on one rank alone: both skip. Returns what this rank's step said.
-fn nan_on_one(collective: Rc<dyn Collective>) -> (bool, u64) {
-    let mut policy = cases::policy_of(&cases::tied(), config(Kind::Float), collective);
+fn nan_on_one(groups: Rc<Groups>) -> (bool, u64) {
+    let mut policy = cases::policy_of(&cases::tied(), config(Kind::Float), groups);
     let units = cases::units(Algorithm::Sft, 2, 1);
     let loss = |t: &Tokens| -> Result<LossOut, Error> {
         let bad = t.units.iter().any(|u| u.unit == 0);
@@ -122,17 +121,17 @@ fn rank() {
     let (rank, size) = (number("RANK").into(), number("WORLD_SIZE").into());
     torch::threads::set(1);
     let deadline = Duration::from_secs(60);
-    let gloo =
-        Gloo::join(rank, size, "127.0.0.1", number("MASTER_PORT"), deadline).expect("joined");
-    let gloo: Rc<dyn Collective> = Rc::new(gloo);
+    let port = number("MASTER_PORT");
+    let mesh = Mesh::replicated(size);
+    let groups = Groups::join(mesh, rank, "127.0.0.1", port, deadline).expect("joined");
     let seen: Vec<Seen> = cases_of()
         .into_iter()
-        .map(|(algorithm, kind, batch)| train(algorithm, kind, batch, gloo.clone()))
+        .map(|(algorithm, kind, batch)| train(algorithm, kind, batch, groups.clone()))
         .collect();
-    let skipped = nan_on_one(gloo.clone());
+    let skipped = nan_on_one(groups.clone());
     let text = serde_json::to_vec(&(seen, skipped)).expect("plain data");
     std::fs::write(Path::new(&out).join(format!("{rank}.json")), text).expect("written");
-    gloo.barrier("end").expect("all there");
+    groups.world.barrier("end").expect("all there");
 }
 
 fn start(out: &Path, rank: usize, size: usize, port: u16) -> Child {
@@ -160,7 +159,7 @@ fn two_ranks_give_one_ranks_gradients_norm_and_loss_curve() {
         .collect();
     let solo: Vec<Seen> = cases_of()
         .into_iter()
-        .map(|(algorithm, kind, batch)| train(algorithm, kind, batch, Rc::new(Solo)))
+        .map(|(algorithm, kind, batch)| train(algorithm, kind, batch, Groups::solo()))
         .collect();
     for mut rank in ranks {
         assert!(rank.wait().expect("ended").success());

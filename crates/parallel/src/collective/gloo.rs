@@ -1,0 +1,479 @@
+//! libtorch's c10d over Gloo: CPU tensors over TCP. Tensors of a GPU go through host memory, so
+//! that several ranks can share one.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::rc::Rc;
+use std::time::Duration;
+
+use tch::{Device, Kind, Tensor};
+use torch::dist::Store;
+
+use super::{Collective, Counts, Pending, report};
+use crate::Error;
+
+/// The connection of one process to all others: groups are made over it.
+pub struct Net {
+    store: Store,
+    rank: usize,
+    size: usize,
+    deadline: Duration,
+    counts: Counts,
+    /// Check shapes on every call, not on the first of each phase only.
+    check_all: bool,
+}
+
+impl Net {
+    /// Joins the store that rank 0 serves at `addr:port`. `deadline` bounds the meeting and every
+    /// later wait.
+    ///
+    /// # Errors
+    /// Who did not come by the deadline.
+    pub fn join(
+        rank: usize,
+        size: usize,
+        addr: &str,
+        port: u16,
+        deadline: Duration,
+    ) -> Result<Rc<Net>, Error> {
+        let store = Store::connect(addr, port, rank == 0, size, deadline).map_err(|e| {
+            Error::Collective {
+                rank,
+                size,
+                collective: "join".into(),
+                phase: "start".into(),
+                reason: e.to_string(),
+            }
+        })?;
+        Ok(Rc::new(Net {
+            store,
+            rank,
+            size,
+            deadline,
+            counts: Counts::default(),
+            check_all: std::env::var_os("RECIPE_CHECK_COLLECTIVES").is_some_and(|v| v != "0"),
+        }))
+    }
+
+    /// This process among all, `0..size`.
+    pub fn rank(&self) -> usize {
+        self.rank
+    }
+
+    /// Processes in all.
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// What went through the groups made over this connection.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+}
+
+/// A group of processes over Gloo.
+pub struct Gloo(Rc<Inner>);
+
+struct Inner {
+    net: Rc<Net>,
+    group: torch::dist::Gloo,
+    name: String,
+    /// Ranks of the world, in the group's order.
+    members: Vec<usize>,
+    /// (collective, phase) pairs whose shapes were compared once.
+    checked: RefCell<HashSet<(&'static str, String)>>,
+    calls: Cell<u64>,
+}
+
+impl Gloo {
+    /// The group of all, named `world`.
+    ///
+    /// # Errors
+    /// As [`Net::join`].
+    pub fn join(
+        rank: usize,
+        size: usize,
+        addr: &str,
+        port: u16,
+        deadline: Duration,
+    ) -> Result<Gloo, Error> {
+        let net = Net::join(rank, size, addr, port, deadline)?;
+        Gloo::new(&net, "world", &(0..size).collect::<Vec<_>>())
+    }
+
+    /// The group of these ranks of the world, ascending, this one among them; every member calls
+    /// this. A name may be used by several groups of different ranks.
+    ///
+    /// # Errors
+    /// Members that did not come by the deadline.
+    pub fn new(net: &Rc<Net>, name: &str, members: &[usize]) -> Result<Gloo, Error> {
+        let place = members.iter().position(|&r| r == net.rank);
+        let place = place.expect("a rank only joins groups of its own");
+        let ranks: Vec<String> = members.iter().map(usize::to_string).collect();
+        let id = format!("{name}:{}", ranks.join(","));
+        let group = torch::dist::Gloo::new(&net.store, &id, place, members.len(), net.deadline)
+            .map_err(|e| Error::Collective {
+                rank: net.rank,
+                size: net.size,
+                collective: "join".into(),
+                phase: "start".into(),
+                reason: format!("group {name} of ranks {}: {e}", ranks.join(", ")),
+            })?;
+        Ok(Gloo(Rc::new(Inner {
+            net: net.clone(),
+            group,
+            name: name.to_owned(),
+            members: members.to_vec(),
+            checked: RefCell::default(),
+            calls: Cell::new(0),
+        })))
+    }
+}
+
+/// One call: what it is, for messages.
+struct Call<'a> {
+    collective: &'static str,
+    phase: &'a str,
+    tensor: &'a Tensor,
+}
+
+impl Call<'_> {
+    fn line(&self, call: u64, group: &str) -> String {
+        format!(
+            "{} over {group} of {:?} {:?} in phase '{}' (its call {call} there)",
+            self.collective,
+            self.tensor.size(),
+            self.tensor.kind(),
+            self.phase
+        )
+    }
+}
+
+impl Inner {
+    /// Counts the call, and compares its tensor with the peers' when it is the first of its phase.
+    fn begin(&self, call: &Call) -> Result<(), Error> {
+        self.calls.set(self.calls.get() + 1);
+        let seen = (call.collective, call.phase.to_owned());
+        if self.checked.borrow_mut().insert(seen) || self.net.check_all {
+            self.compare(call)?;
+        }
+        self.net
+            .counts
+            .add(&self.name, call.collective, call.tensor);
+        Ok(())
+    }
+
+    /// All ranks must be in the same collective and phase with equal shapes and kinds. In an
+    /// all-to-all the number of rows is each rank's own.
+    fn compare(&self, call: &Call) -> Result<(), Error> {
+        let mut mine = [0i64; 10];
+        mine[0] = hash(call.collective, call.phase);
+        mine[1] = call.tensor.kind() as i64;
+        mine[2] = call.tensor.dim() as i64;
+        let own_rows = usize::from(call.collective == "all_to_all");
+        for (i, &n) in call.tensor.size().iter().enumerate().skip(own_rows) {
+            // shapes beyond seven dimensions do not occur
+            mine[3 + i.min(6)] = n;
+        }
+        let mut all = Tensor::zeros([self.members.len() as i64, 10], (Kind::Int64, Device::Cpu));
+        let mine = Tensor::from_slice(&mine).unsqueeze(0);
+        let gathered = self.group.all_gather(&mut all, &mine);
+        gathered.map_err(|e| {
+            self.failure(
+                call.line(self.calls.get(), &self.name),
+                call.collective,
+                call.phase,
+                &e,
+            )
+        })?;
+        let differ = (0..self.members.len() as i64).any(|r| all.get(r) != mine.get(0));
+        if !differ {
+            return Ok(());
+        }
+        let line = call.line(self.calls.get(), &self.name);
+        let peers = self.peers(line.clone());
+        Err(Error::Mismatch {
+            rank: self.net.rank,
+            size: self.net.size,
+            mine: line,
+            peers,
+        })
+    }
+
+    fn peers(&self, line: String) -> String {
+        let me = self.net.rank;
+        let peers = self.members.iter().copied().filter(|&r| r != me).collect();
+        report::exchange(&self.net.store, me, line, peers)
+    }
+
+    fn failure(
+        &self,
+        line: String,
+        collective: &'static str,
+        phase: &str,
+        error: &torch::Error,
+    ) -> Error {
+        Error::Collective {
+            rank: self.net.rank,
+            size: self.net.size,
+            collective: format!("{collective} over {}", self.name),
+            phase: phase.to_owned(),
+            reason: format!("{error}; this rank: {line}; {}", self.peers(line.clone())),
+        }
+    }
+
+    fn run(
+        &self,
+        call: &Call,
+        op: impl FnOnce(&torch::dist::Gloo) -> Result<(), torch::Error>,
+    ) -> Result<(), Error> {
+        op(&self.group).map_err(|e| {
+            let line = call.line(self.calls.get(), &self.name);
+            self.failure(line, call.collective, call.phase, &e)
+        })
+    }
+
+    fn sizes(&self, out: &Tensor, want: usize, call: &Call) -> Result<(), Error> {
+        let got = out.numel();
+        if got == want {
+            return Ok(());
+        }
+        Err(Error::Sizes {
+            rank: self.net.rank,
+            size: self.net.size,
+            collective: call.collective,
+            phase: call.phase.to_owned(),
+            got: got as i64,
+            want: want as i64,
+        })
+    }
+}
+
+/// Waits for `work`; where `out` lies on a GPU, copies what arrived in `staged` to it.
+fn pending(
+    inner: &Rc<Inner>,
+    call: &Call,
+    work: torch::dist::Work,
+    staged: Tensor,
+    out: Option<&Tensor>,
+) -> Pending {
+    let line = call.line(inner.calls.get(), &inner.name);
+    let (collective, phase) = (call.collective, call.phase.to_owned());
+    let inner = inner.clone();
+    let out = out.map(Tensor::shallow_clone);
+    Pending::new(move || {
+        work.wait()
+            .map_err(|e| inner.failure(line, collective, &phase, &e))?;
+        if let Some(mut out) = out {
+            unstage(&staged, &mut out);
+        }
+        Ok(())
+    })
+}
+
+/// The tensor in host memory: itself, or a copy of what lies on a GPU.
+fn host(tensor: &Tensor) -> Tensor {
+    if tensor.device() == Device::Cpu {
+        tensor.detach()
+    } else {
+        tensor.detach().to_device(Device::Cpu)
+    }
+}
+
+/// Copies a result back to where it belongs, if it was staged.
+fn unstage(staged: &Tensor, out: &mut Tensor) {
+    if out.device() != Device::Cpu {
+        tch::no_grad(|| out.copy_(staged));
+    }
+}
+
+/// Message tag of what has a collective's order anyway.
+const TAG: u32 = 0;
+
+impl Collective for Gloo {
+    fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    fn rank(&self) -> usize {
+        self.0.group.rank()
+    }
+
+    fn size(&self) -> usize {
+        self.0.group.size()
+    }
+
+    fn all_reduce_sum(&self, tensor: &mut Tensor, phase: &str) -> Result<(), Error> {
+        let seen = tensor.shallow_clone();
+        let call = Call {
+            collective: "all_reduce_sum",
+            phase,
+            tensor: &seen,
+        };
+        self.0.begin(&call)?;
+        let mut staged = host(tensor);
+        self.0.run(&call, |g| g.all_reduce_sum(&mut staged))?;
+        unstage(&staged, tensor);
+        Ok(())
+    }
+
+    fn all_reduce_max(&self, tensor: &mut Tensor, phase: &str) -> Result<(), Error> {
+        let seen = tensor.shallow_clone();
+        let call = Call {
+            collective: "all_reduce_max",
+            phase,
+            tensor: &seen,
+        };
+        self.0.begin(&call)?;
+        let mut staged = host(tensor);
+        self.0.run(&call, |g| g.all_reduce_max(&mut staged))?;
+        unstage(&staged, tensor);
+        Ok(())
+    }
+
+    fn broadcast(&self, tensor: &mut Tensor, root: usize, phase: &str) -> Result<(), Error> {
+        let seen = tensor.shallow_clone();
+        let call = Call {
+            collective: "broadcast",
+            phase,
+            tensor: &seen,
+        };
+        self.0.begin(&call)?;
+        let mut staged = host(tensor);
+        self.0.run(&call, |g| g.broadcast(&mut staged, root))?;
+        unstage(&staged, tensor);
+        Ok(())
+    }
+
+    fn all_gather(&self, out: &mut Tensor, input: &Tensor, phase: &str) -> Result<(), Error> {
+        self.all_gather_start(out, input, phase)?.wait()
+    }
+
+    fn all_gather_start(
+        &self,
+        out: &mut Tensor,
+        input: &Tensor,
+        phase: &str,
+    ) -> Result<Pending, Error> {
+        let call = Call {
+            collective: "all_gather",
+            phase,
+            tensor: out,
+        };
+        self.0.sizes(out, input.numel() * self.size(), &call)?;
+        self.0.begin(&call)?;
+        let (staged, input) = (host(out), host(input));
+        let mut work = None;
+        self.0.run(&call, |g| {
+            work = Some(g.all_gather_start(&staged, &input)?);
+            Ok(())
+        })?;
+        let work = work.expect("started");
+        Ok(pending(&self.0, &call, work, staged, Some(out)))
+    }
+
+    fn reduce_scatter(&self, out: &mut Tensor, input: &Tensor, phase: &str) -> Result<(), Error> {
+        self.reduce_scatter_start(out, input, phase)?.wait()
+    }
+
+    fn reduce_scatter_start(
+        &self,
+        out: &mut Tensor,
+        input: &Tensor,
+        phase: &str,
+    ) -> Result<Pending, Error> {
+        let call = Call {
+            collective: "reduce_scatter",
+            phase,
+            tensor: input,
+        };
+        self.0.sizes(out, input.numel() / self.size(), &call)?;
+        self.0.begin(&call)?;
+        let (staged, input) = (host(out), host(input));
+        let mut work = None;
+        self.0.run(&call, |g| {
+            work = Some(g.reduce_scatter_start(&staged, &input)?);
+            Ok(())
+        })?;
+        let work = work.expect("started");
+        Ok(pending(&self.0, &call, work, staged, Some(out)))
+    }
+
+    fn all_to_all(
+        &self,
+        out: &mut Tensor,
+        input: &Tensor,
+        out_rows: &[i64],
+        in_rows: &[i64],
+        phase: &str,
+    ) -> Result<(), Error> {
+        let call = Call {
+            collective: "all_to_all",
+            phase,
+            tensor: input,
+        };
+        self.0.begin(&call)?;
+        let (mut staged, input) = (host(out), host(input));
+        self.0.run(&call, |g| {
+            g.all_to_all(&mut staged, &input, out_rows, in_rows)
+        })?;
+        unstage(&staged, out);
+        Ok(())
+    }
+
+    fn send(&self, tensor: &Tensor, to: usize, phase: &str) -> Result<(), Error> {
+        self.send_start(tensor, to, phase)?.wait()
+    }
+
+    fn send_start(&self, tensor: &Tensor, to: usize, phase: &str) -> Result<Pending, Error> {
+        let call = Call {
+            collective: "send",
+            phase,
+            tensor,
+        };
+        self.0.calls.set(self.0.calls.get() + 1);
+        self.0.net.counts.add(&self.0.name, "send", tensor);
+        let staged = host(tensor);
+        let mut work = None;
+        self.0.run(&call, |g| {
+            work = Some(g.send_start(&staged, to, TAG)?);
+            Ok(())
+        })?;
+        let work = work.expect("started");
+        Ok(pending(&self.0, &call, work, staged, None))
+    }
+
+    fn recv(&self, tensor: &mut Tensor, from: usize, phase: &str) -> Result<(), Error> {
+        let seen = tensor.shallow_clone();
+        let call = Call {
+            collective: "recv",
+            phase,
+            tensor: &seen,
+        };
+        self.0.calls.set(self.0.calls.get() + 1);
+        self.0.net.counts.add(&self.0.name, "recv", tensor);
+        let mut staged = host(tensor);
+        self.0.run(&call, |g| g.recv(&mut staged, from, TAG))?;
+        unstage(&staged, tensor);
+        Ok(())
+    }
+
+    fn barrier(&self, phase: &str) -> Result<(), Error> {
+        let none = Tensor::zeros([0], (Kind::Float, Device::Cpu));
+        let call = Call {
+            collective: "barrier",
+            phase,
+            tensor: &none,
+        };
+        self.0.calls.set(self.0.calls.get() + 1);
+        self.0.run(&call, |g| g.barrier())
+    }
+}
+
+/// The same number on all ranks for the same texts (FNV-1a).
+fn hash(collective: &str, phase: &str) -> i64 {
+    let bytes = collective.bytes().chain([0]).chain(phase.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
+    }) as i64
+}
