@@ -1,6 +1,7 @@
 //! A decoder's configuration: every field of `config.json` that changes the forward.
 
 use crate::error::Error;
+use crate::experts::Experts;
 use crate::families::{self, Family};
 use crate::reader::Reader;
 use crate::rope::Rope;
@@ -19,7 +20,7 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the MLP.
+    /// Width of the MLP in layers without experts.
     pub intermediate_size: usize,
     /// Decoder layers.
     pub layers: usize,
@@ -43,6 +44,8 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// RMS norms over each head of queries and keys.
     pub qk_norm: bool,
+    /// Experts, in a decoder that has any.
+    pub experts: Option<Experts>,
     /// Sliding window of each layer: a row sees itself and the `window - 1` rows before it.
     pub windows: Vec<Option<usize>>,
     /// Longest sequence, in tokens, for which the positions mean what they were trained to mean.
@@ -132,9 +135,10 @@ impl ModelConfig {
         let max_positions = r
             .size("max_position_embeddings")?
             .unwrap_or(family.default_max_positions);
-        let rope = Rope::read(&r, head_dim, max_positions)?;
+        let rope = Rope::read(&r, head_dim, max_positions, family.default_rope_theta)?;
         let biases = (family.biases)(&r)?;
         let windows = (family.windows)(&r, layers)?;
+        let experts = (family.experts)(&r, layers)?;
         Ok(Self {
             family,
             vocab_size: r.need_size("vocab_size")?,
@@ -144,13 +148,16 @@ impl ModelConfig {
             heads,
             kv_heads,
             head_dim,
-            norm_eps: r.positive("rms_norm_eps")?.unwrap_or(1e-6),
+            norm_eps: r
+                .positive("rms_norm_eps")?
+                .unwrap_or(family.default_norm_eps),
             rope,
             tie_embeddings: r.flag("tie_word_embeddings")?.unwrap_or(false),
             qkv_bias: biases.qkv,
             o_bias: biases.o,
             mlp_bias: biases.mlp,
             qk_norm: family.qk_norm,
+            experts,
             windows,
             max_positions,
             init_std: r.positive("initializer_range")?.unwrap_or(0.02),
@@ -165,6 +172,11 @@ impl ModelConfig {
         } else {
             crate::params::LM_HEAD
         }
+    }
+
+    /// The experts of a layer, if it has any.
+    pub fn experts_of(&self, layer: usize) -> Option<&Experts> {
+        self.experts.as_ref().filter(|e| e.layers[layer])
     }
 
     /// Segments of the decoder: embed, (attention, mlp) x layers, norm.

@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod error;
+pub mod experts;
 pub mod families;
 pub mod init;
 pub mod mesh;
@@ -18,6 +19,7 @@ pub mod write;
 
 pub use config::ModelConfig;
 pub use error::Error;
+pub use experts::Experts;
 pub use families::{FAMILIES, Family};
 pub use mesh::{Axis, Coord, Mesh};
 pub use params::{Cut, Init, ParamDef, Role, Shard};

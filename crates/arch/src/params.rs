@@ -1,6 +1,7 @@
 //! The parameter table: names, shapes, places, sharding rules and initial values.
 
 use crate::ModelConfig;
+use crate::experts::Experts;
 
 /// Name of the embedding.
 pub const EMBED: &str = "model.embed_tokens.weight";
@@ -111,7 +112,10 @@ impl ModelConfig {
         );
         for layer in 0..self.layers {
             table.attention(layer);
-            table.mlp(layer);
+            match self.experts_of(layer) {
+                Some(experts) => table.experts(layer, experts),
+                None => table.mlp(layer),
+            }
         }
         table.norm(
             self.segment_count() - 1,
@@ -209,6 +213,36 @@ impl Table<'_> {
             Shard::Row(Cut::Column),
             c.mlp_bias,
         );
+    }
+
+    /// Norm, router, then gate, up and down of each expert.
+    fn experts(&mut self, layer: usize, experts: &Experts) {
+        let (h, m) = (self.config.hidden_size, experts.intermediate_size);
+        let segment = 2 + 2 * layer;
+        let at = |part: &str| format!("model.layers.{layer}.{part}");
+        let names = experts.names;
+        self.norm(
+            segment,
+            at("post_attention_layernorm.weight"),
+            h,
+            Shard::Replicate,
+        );
+        let router = [experts.count, h];
+        self.linear(segment, at(names.router), router, Shard::Inside, false);
+        for expert in 0..experts.count {
+            let first = self.out.len();
+            for (part, shape, shard) in [
+                (names.gate, [m, h], Shard::Column),
+                (names.up, [m, h], Shard::Column),
+                (names.down, [h, m], Shard::Row(Cut::Column)),
+            ] {
+                let name = at(&format!("{}.{expert}.{part}", names.experts));
+                self.linear(segment, name, shape, shard, false);
+            }
+            for def in &mut self.out[first..] {
+                def.expert = Some(expert);
+            }
+        }
     }
 
     fn linear(

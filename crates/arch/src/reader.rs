@@ -127,6 +127,18 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// A list of whole numbers of zero or more.
+    pub fn counts(&self, key: &str) -> Result<Option<Vec<usize>>, Error> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(v) => v
+                .as_array()
+                .and_then(|a| a.iter().map(|n| n.as_u64().map(|n| n as usize)).collect())
+                .map(Some)
+                .ok_or_else(|| self.wrong(key, v, "a list of whole numbers")),
+        }
+    }
+
     /// The error for a key that must be there.
     pub fn missing(&self, key: &str) -> Error {
         Error::Missing {

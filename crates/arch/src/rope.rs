@@ -47,7 +47,13 @@ const KNOWN: &str = "known: default, linear, dynamic, llama3, yarn";
 
 impl Rope {
     /// Reads `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (before).
-    pub(crate) fn read(r: &Reader, head_dim: usize, max_positions: usize) -> Result<Self, Error> {
+    /// `default_theta` holds where neither is.
+    pub(crate) fn read(
+        r: &Reader,
+        head_dim: usize,
+        max_positions: usize,
+        default_theta: f64,
+    ) -> Result<Self, Error> {
         // As transformers 5 does, a `rope_scaling` that is there wins over `rope_parameters`.
         let table = match r.object("rope_scaling")?.filter(|t| !t.is_empty()) {
             Some(t) => Some(t),
@@ -58,7 +64,7 @@ impl Rope {
             Some(t) => t.positive("rope_theta")?.or(top_theta),
             None => top_theta,
         }
-        .unwrap_or(10_000.0);
+        .unwrap_or(default_theta);
         let partial = "partial_rotary_factor";
         for reader in [Some(r), table.as_ref()].into_iter().flatten() {
             if reader.number(partial)?.unwrap_or(1.0) != 1.0 {

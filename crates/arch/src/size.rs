@@ -8,16 +8,22 @@ impl ModelConfig {
         self.params().iter().map(|p| p.numel() as u64).sum()
     }
 
-    /// Elements of the matrices that every token is multiplied with: all linears and the LM
-    /// matrix (tied or not), not the embedding look-up, norms or biases.
+    /// Elements of the matrices that a token is multiplied with: all linears (of the experts, as
+    /// many as a token goes to) and the LM matrix (tied or not), not the embedding look-up, norms
+    /// or biases.
     pub fn matmul_params(&self) -> u64 {
-        let linears: u64 = self
-            .params()
-            .iter()
-            .filter(|p| p.role == Role::Linear)
-            .map(|p| p.numel() as u64)
-            .sum();
-        linears + (self.vocab_size * self.hidden_size) as u64
+        let (mut dense, mut experts) = (0, 0);
+        for p in self.params().iter().filter(|p| p.role == Role::Linear) {
+            match p.expert {
+                None => dense += p.numel() as u64,
+                Some(_) => experts += p.numel() as u64,
+            }
+        }
+        if let Some(e) = &self.experts {
+            // experts are of one size
+            dense += experts / e.count as u64 * e.per_token as u64;
+        }
+        dense + (self.vocab_size * self.hidden_size) as u64
     }
 
     /// Floating-point operations of the forward for one token in a sequence of `seq_len`, averaged

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Sizes {
-    /// Family: `llama`, `qwen2`, `qwen3`, `mistral`.
+    /// Family: `llama`, `qwen2`, `qwen3`, `mistral`, `mixtral`, `qwen3_moe`.
     pub model_type: String,
     /// Width of the residual stream.
     pub hidden_size: usize,

@@ -1,8 +1,9 @@
-//! A decoder as a list of segments: embed, (attention, mlp) x layers, norm.
+//! A decoder as a list of segments: embed, (attention, mlp or experts) x layers, norm.
 //!
-//! The four families share these four segments; what differs is in their tables. Boundaries are
+//! The families share these segments; what differs is in their tables. Boundaries are
 //! the residual stream, `[rows, hidden]`, so an engine can cut, recompute or send at any of them.
 
+use crate::moe::{self, Dispatch, Routing};
 use crate::{Attend, AttendSpec, Ops, Weights, ops::table_kind};
 use arch::ModelConfig;
 use tch::{Device, Kind, Tensor};
@@ -34,6 +35,8 @@ pub enum SegmentKind {
     Attention(usize),
     /// Norm, MLP and residual of a layer.
     Mlp(usize),
+    /// Norm, router, experts and residual of a layer.
+    Moe(usize),
     /// The final norm; the LM matrix belongs to the head.
     Norm,
 }
@@ -46,12 +49,17 @@ pub struct Context<'a> {
     pub sin: Tensor,
     /// Attention over the rows.
     pub attend: &'a dyn Attend,
-    /// Norm, rotation, SwiGLU and linear.
+    /// Norm, rotation, SwiGLU, linear and softmax.
     pub ops: &'a dyn Ops,
+    /// Rows to their experts and back.
+    pub dispatch: &'a dyn Dispatch,
+    /// What looks at the routers' choices, or takes their place.
+    pub routing: &'a dyn Routing,
 }
 
 impl<'a> Context<'a> {
-    /// For rows at `positions` (`[rows]`, int64, on the device of the weights), computed in `kind`.
+    /// For rows at `positions` (`[rows]`, int64, on the device of the weights), computed in `kind`;
+    /// all experts lie here, and the routers choose.
     pub fn new(
         decoder: &Decoder,
         positions: &Tensor,
@@ -65,6 +73,8 @@ impl<'a> Context<'a> {
             sin,
             attend,
             ops,
+            dispatch: &moe::Local,
+            routing: &moe::Free,
         }
     }
 }
@@ -76,6 +86,7 @@ impl Decoder {
             0 => SegmentKind::Embed,
             i if i == last => SegmentKind::Norm,
             i if i % 2 == 1 => SegmentKind::Attention((i - 1) / 2),
+            i if config.experts_of((i - 2) / 2).is_some() => SegmentKind::Moe((i - 2) / 2),
             i => SegmentKind::Mlp((i - 2) / 2),
         };
         let last = config.segment_count() - 1;
@@ -93,6 +104,16 @@ impl Decoder {
         Self { config, segments }
     }
 
+    /// The part of it that a rank runs which holds the parameters that `held` names, such as some
+    /// of a layer's experts: its segments list only these.
+    pub fn holding(&self, held: impl Fn(&str) -> bool) -> Self {
+        let mut part = self.clone();
+        for segment in &mut part.segments {
+            segment.params.retain(|name| held(name));
+        }
+        part
+    }
+
     /// Runs one segment. `params` are its parameters in the order of [`Segment::params`]; `x` is
     /// `[rows]` token ids (int64) for the embedding, `[rows, hidden]` for the others. The result
     /// is `[rows, hidden]`. Differentiable in `params` and `x` by plain autograd.
@@ -104,6 +125,7 @@ impl Decoder {
             SegmentKind::Embed => Tensor::embedding(&params[0], x, -1, false, false),
             SegmentKind::Attention(layer) => self.attention(layer, params, x, ctx),
             SegmentKind::Mlp(_) => self.mlp(params, x, ctx),
+            SegmentKind::Moe(layer) => self.moe(layer, params, x, ctx),
             SegmentKind::Norm => ctx.ops.rms_norm(x, &params[0], self.config.norm_eps),
         }
     }
@@ -185,6 +207,12 @@ impl Decoder {
         };
         let (gate, up) = (project(&y), project(&y));
         x + project(&ctx.ops.swiglu(&gate, &up))
+    }
+
+    fn moe(&self, layer: usize, params: &[Tensor], x: &Tensor, ctx: &Context) -> Tensor {
+        let c = &self.config;
+        let y = ctx.ops.rms_norm(x, &params[0], c.norm_eps);
+        x + moe::mix(c, layer, &params[1..], &y, ctx)
     }
 }
 

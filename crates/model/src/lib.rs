@@ -7,10 +7,11 @@
 //! | [`save`] | model directories written, sharded |
 //! | [`convert`] | a model directory to another, byte for byte or with another dtype |
 //! | [`decoder`] | [`Decoder`]: segments and their forward |
+//! | [`moe`] | [`Dispatch`] and [`Routing`]: rows to experts and back |
 //! | [`ops`] | [`Ops`] and its libtorch implementation |
 //! | [`attend`] | [`Attend`], [`Layout`], and [`Packed`] training attention |
 //!
-//! What crosses ranks or differs by device inside a segment ([`Attend`], [`Ops`]) is injected:
+//! What crosses ranks or differs by device inside a segment ([`Attend`], [`Dispatch`], [`Ops`]) is injected:
 //! nothing here knows of ranks.
 
 pub mod attend;
@@ -18,6 +19,7 @@ pub mod convert;
 pub mod decoder;
 pub mod error;
 pub mod files;
+pub mod moe;
 pub mod ops;
 pub mod save;
 pub mod weights;
@@ -26,5 +28,6 @@ pub use attend::packed::Packed;
 pub use attend::{Attend, AttendSpec, Layout, Span};
 pub use decoder::{Context, Decoder, Segment, SegmentKind};
 pub use error::Error;
+pub use moe::{Dispatch, Routing};
 pub use ops::{Libtorch, Ops};
 pub use weights::Weights;

@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 /// Arithmetic of a segment. Every method is differentiable in all its tensors, except the
-/// rotary tables, and keeps the kind of its first argument.
+/// rotary tables, and keeps the kind of its first argument unless it says otherwise.
 pub trait Ops {
     /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension; `weight` `[size]`.
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f64) -> Tensor;
@@ -18,6 +18,11 @@ pub trait Ops {
 
     /// `x weight^T + bias`; `x` `[rows, in]`, `weight` `[out, in]`, `bias` `[out]`.
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor;
+
+    /// Softmax over the last dimension, in single precision (double for double `x`).
+    fn softmax(&self, x: &Tensor) -> Tensor {
+        x.softmax(-1, table_kind(x.kind()))
+    }
 }
 
 /// [`Ops`] by plain libtorch, on any device and in any floating kind.
@@ -50,7 +55,7 @@ impl Ops for Libtorch {
     }
 }
 
-/// The kind in which rotary tables are kept for a compute kind.
+/// The kind in which rotary tables and probabilities are kept for a compute kind.
 pub(crate) fn table_kind(kind: Kind) -> Kind {
     match kind {
         Kind::Double => Kind::Double,

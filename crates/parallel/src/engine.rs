@@ -13,7 +13,8 @@ use std::ops::Range;
 use model::{Context, Decoder, Layout, Ops, Packed, Segment, SegmentKind, Weights};
 use tch::{Kind, Tensor};
 
-use crate::{Error, Gradients};
+use crate::routes::Told;
+use crate::{Error, Gradients, Moe, Routes};
 
 /// What is kept between forward and backward.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -77,6 +78,9 @@ pub struct Microbatch {
     /// Rows whose hidden state is wanted, i64 `[kept]`, repeats allowed; `None` is all rows. After
     /// the last attention only these go on.
     pub keep: Option<Tensor>,
+    /// For a model with experts, what is known of the rows; `None` has the routers choose, and
+    /// counts nothing.
+    pub routes: Option<Routes>,
 }
 
 /// Runs a decoder over microbatches.
@@ -90,6 +94,8 @@ pub struct Engine<'a> {
     pub ops: &'a dyn Ops,
     /// What forward keeps for backward.
     pub checkpointing: Checkpointing,
+    /// Where experts lie, and how rows go to them.
+    pub moe: &'a Moe,
 }
 
 /// A forward over a range of segments that can be walked back once.
@@ -122,6 +128,9 @@ struct Scene {
     cos: Tensor,
     sin: Tensor,
     attend: Packed,
+    /// What is known of all rows, and of the kept ones.
+    routes: Option<Routes>,
+    kept: Option<Routes>,
 }
 
 impl<'a> Engine<'a> {
@@ -149,7 +158,7 @@ impl<'a> Engine<'a> {
             let input = leaf(&self.enter(index, x, batch));
             let keeps = self.checkpointing.keeps(self.decoder.segments[index].kind);
             let graph = match keeps {
-                true => Some(self.run_graph(index, &input, &scene)?),
+                true => Some(self.run_graph(index, &input, &scene, true)?),
                 false => None,
             };
             x = match &graph {
@@ -192,7 +201,7 @@ impl<'a> Engine<'a> {
     /// Rows of the boundary before segment `index` (the output of all, at their count).
     pub fn boundary_rows(&self, index: usize, batch: &Microbatch) -> i64 {
         match &batch.keep {
-            Some(keep) if index > self.first_after_attention() => keep.size()[0],
+            Some(keep) if index > self.first_kept() => keep.size()[0],
             _ => batch.tokens.size()[0],
         }
     }
@@ -209,53 +218,89 @@ impl<'a> Engine<'a> {
             cos,
             sin,
             attend: Packed::new(&batch.layout, device)?,
+            routes: batch.routes.as_ref().map(Routes::share),
+            kept: batch.routes.as_ref().map(|routes| match &batch.keep {
+                Some(keep) => routes.select(keep),
+                None => routes.share(),
+            }),
         })
     }
 
     /// The input of a segment: what follows the last attention is by row, so only kept rows go on.
     fn enter(&self, index: usize, x: Tensor, batch: &Microbatch) -> Tensor {
         match &batch.keep {
-            Some(keep) if index == self.first_after_attention() => x.index_select(0, keep),
+            Some(keep) if index == self.first_kept() => x.index_select(0, keep),
             _ => x,
         }
     }
 
-    fn first_after_attention(&self) -> usize {
-        let attention = |s: &Segment| matches!(s.kind, SegmentKind::Attention(_));
-        self.decoder
-            .segments
-            .iter()
-            .rposition(attention)
-            .map_or(1, |i| i + 1)
+    /// The segment that only kept rows enter: the one after the last attention, or after the last
+    /// experts where a loss needs all rows' choices.
+    fn first_kept(&self) -> usize {
+        let every_row = self.moe.every_row();
+        let mixes = |s: &Segment| match s.kind {
+            SegmentKind::Attention(_) => true,
+            SegmentKind::Moe(_) => every_row,
+            _ => false,
+        };
+        let segments = &self.decoder.segments;
+        segments.iter().rposition(mixes).map_or(1, |i| i + 1)
     }
 
     fn run_plain(&self, index: usize, input: &Tensor, scene: &Scene) -> Result<Tensor, Error> {
         let segment = &self.decoder.segments[index];
         let parameters = self.parameters.gather(segment)?;
-        let output = tch::no_grad(|| self.run(index, &parameters, input, scene));
+        let output = tch::no_grad(|| self.run(index, &parameters, input, scene, true));
         drop(parameters);
         self.parameters.release(segment);
+        self.moe.check()?;
         Ok(output)
     }
 
-    fn run_graph(&self, index: usize, input: &Tensor, scene: &Scene) -> Result<Graph, Error> {
+    /// `first`: not again, for the way back.
+    fn run_graph(
+        &self,
+        index: usize,
+        input: &Tensor,
+        scene: &Scene,
+        first: bool,
+    ) -> Result<Graph, Error> {
         let segment = &self.decoder.segments[index];
         let parameters: Vec<Tensor> = self.parameters.gather(segment)?.iter().map(leaf).collect();
-        let output = tch::with_grad(|| self.run(index, &parameters, input, scene));
+        let output = tch::with_grad(|| self.run(index, &parameters, input, scene, first));
+        self.moe.check()?;
         Ok(Graph { output, parameters })
     }
 
-    fn run(&self, index: usize, parameters: &[Tensor], x: &Tensor, scene: &Scene) -> Tensor {
-        let rows = x.size()[0];
-        if rows == 0 {
+    fn run(
+        &self,
+        index: usize,
+        parameters: &[Tensor],
+        x: &Tensor,
+        scene: &Scene,
+        first: bool,
+    ) -> Tensor {
+        let dispatch = self.moe.dispatch();
+        let experts = matches!(self.decoder.segments[index].kind, SegmentKind::Moe(_));
+        // other ranks' rows may be waiting for experts that lie here
+        if x.size()[0] == 0 && !(experts && dispatch.is_collective()) {
             let hidden = self.decoder.config.hidden_size as i64;
             return Tensor::zeros([0, hidden], (self.parameters.kind(), x.device()));
         }
+        let kept = index >= self.first_kept();
+        let told = Told {
+            config: &self.decoder.config,
+            moe: self.moe,
+            routes: if kept { &scene.kept } else { &scene.routes }.as_ref(),
+            first,
+        };
         let context = Context {
             cos: scene.cos.shallow_clone(),
             sin: scene.sin.shallow_clone(),
             attend: &scene.attend,
             ops: self.ops,
+            dispatch,
+            routing: &told,
         };
         self.decoder.run(index, parameters, x, &context)
     }
@@ -283,7 +328,7 @@ impl Walk<'_> {
                 return Ok(None);
             }
             d_output = self.segment(index, step, d_output, grads)?;
-            if index == self.engine.first_after_attention()
+            if index == self.engine.first_kept()
                 && let Some(keep) = &self.batch.keep
             {
                 d_output = self.scatter(keep, &d_output);
@@ -305,7 +350,7 @@ impl Walk<'_> {
         let Step { input, graph } = step;
         let Graph { output, parameters } = match graph {
             Some(graph) => graph,
-            None => engine.run_graph(index, &input, &self.scene)?,
+            None => engine.run_graph(index, &input, &self.scene, false)?,
         };
         let mut sources: Vec<&Tensor> = vec![&input];
         sources.extend(&parameters);
@@ -317,6 +362,7 @@ impl Walk<'_> {
         };
         drop((output, parameters));
         engine.parameters.release(segment);
+        engine.moe.check()?;
         let mut pulled = pulled.into_iter();
         let d_input = pulled.next().flatten();
         for (name, grad) in segment.params.iter().zip(pulled) {

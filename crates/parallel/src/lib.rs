@@ -7,12 +7,16 @@
 
 mod collective;
 mod engine;
+mod ep;
 mod error;
 mod grads;
 mod groups;
+mod routes;
 
 pub use collective::{Collective, Count, Counts, Gloo, Net, Pending, Solo};
 pub use engine::{Checkpointing, Engine, Microbatch, Parameters, Walk, Whole};
+pub use ep::AllToAll;
 pub use error::Error;
 pub use grads::{Gradients, Grads};
 pub use groups::Groups;
+pub use routes::{Load, Moe, Routes};

@@ -1,4 +1,5 @@
-//! One forward of a batch's rows, and the choice of tokens at its ends.
+//! One forward of a batch's rows, the choice of tokens at its ends, and the experts that its rows
+//! went to.
 
 use crate::batch::Batch;
 use crate::cpu::attention;
@@ -6,11 +7,12 @@ use crate::cpu::gemm::Shared;
 use crate::cpu::memory::Memory;
 use crate::cpu::ops::{RowOps, elements, elements_mut};
 use crate::paged::Gathered;
+use crate::routes::Record;
 use crate::sampler::{Choice, Pick, Scratch, choose};
 use crate::store::Store;
 use half::bf16;
 use kernels::elem::Elem;
-use model::{Attend, AttendSpec, Context, Decoder, Libtorch, Ops, Weights};
+use model::{Attend, AttendSpec, Context, Decoder, Libtorch, Ops, Weights, moe};
 use tch::{Kind, Tensor};
 
 /// Positions whose rotary angles are computed at a time. libtorch computes so few elements on one
@@ -48,8 +50,14 @@ impl<'m> Engine<'m> {
     }
 
     /// Computes the rows of `batch`, leaves their keys and values in `store`, and returns the
-    /// logits `[ends.len(), vocab]` of the rows `ends`.
-    pub fn forward(&mut self, store: &Store, batch: &Batch, ends: &[usize]) -> Tensor {
+    /// logits `[ends.len(), vocab]` of the rows `ends`. `record` sees where rows go.
+    pub fn forward(
+        &mut self,
+        store: &Store,
+        batch: &Batch,
+        ends: &[usize],
+        record: &Record,
+    ) -> Tensor {
         let longest = batch.rows.iter().map(|r| r.position).max().unwrap_or(0);
         self.extend_angles(i64::from(longest) + 1);
         match store {
@@ -60,8 +68,8 @@ impl<'m> Engine<'m> {
                     batch,
                 },
                 &self.rows,
-                batch,
-                ends,
+                (batch, ends),
+                record,
             ),
             Store::Bf16(memory) => self.run(
                 &Rowwise {
@@ -70,17 +78,23 @@ impl<'m> Engine<'m> {
                     batch,
                 },
                 &self.rows,
-                batch,
-                ends,
+                (batch, ends),
+                record,
             ),
             Store::Libtorch(tensors) => {
                 let attend = Gathered::new(tensors, batch, self.head.device());
-                self.run(&attend, &Libtorch, batch, ends)
+                self.run(&attend, &Libtorch, (batch, ends), record)
             }
         }
     }
 
-    fn run(&self, attend: &dyn Attend, ops: &dyn Ops, batch: &Batch, ends: &[usize]) -> Tensor {
+    fn run(
+        &self,
+        attend: &dyn Attend,
+        ops: &dyn Ops,
+        (batch, ends): (&Batch, &[usize]),
+        record: &Record,
+    ) -> Tensor {
         let index = |v: Vec<i64>| Tensor::from_slice(&v).to_device(self.head.device());
         let tokens = index(batch.rows.iter().map(|r| i64::from(r.token)).collect());
         let positions = index(batch.rows.iter().map(|r| i64::from(r.position)).collect());
@@ -89,6 +103,8 @@ impl<'m> Engine<'m> {
             sin: self.angles.1.index_select(0, &positions),
             attend,
             ops,
+            dispatch: &moe::Local,
+            routing: record,
         };
         let last = self.segments.len() - 1;
         let mut x = tokens;

@@ -55,6 +55,8 @@ pub struct Trajectory {
     pub mask: Vec<bool>,
     /// Log-probability of each token that the policy sampled, in order (one per true of `mask`).
     pub logprobs: Vec<f32>,
+    /// As [`Sample::routes`], of prompt and tokens.
+    pub routes: Vec<u16>,
     /// Completions and what the environment answered, in order.
     pub turns: Vec<Turn>,
     /// How the last completion ended; `Length` also where [`Limits::max_length`] left no room for
@@ -127,6 +129,7 @@ impl<'a, 'm> Driver<'a, 'm> {
                     tokens: Vec::new(),
                     mask: Vec::new(),
                     logprobs: Vec::new(),
+                    routes: Vec::new(),
                     turns: Vec::new(),
                     finish: Finish::Length,
                     outcome: Outcome::Rewarded(Vec::new()),
@@ -209,6 +212,8 @@ impl<'a, 'm> Driver<'a, 'm> {
             .resize(trajectory.mask.len() + sample.tokens.len(), true);
         trajectory.tokens.extend(&sample.tokens);
         trajectory.logprobs.extend(&sample.logprobs);
+        // of the whole sequence, so those of earlier turns are among them
+        trajectory.routes = sample.routes;
         trajectory.finish = sample.finish;
 
         let step = match episode

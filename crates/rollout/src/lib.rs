@@ -15,6 +15,7 @@
 //! | `scheduler`, `sequence`, `batch` | which rows next |
 //! | `blocks`, `store` | the paged cache: ownership, prefixes, memory, version of the weights |
 //! | `engine`, `sampler` | one forward; temperature, top-k, top-p |
+//! | `routes` | the experts that cached tokens went to |
 //! | `cpu`, `paged` | arithmetic and attention on CPU, and on any libtorch device |
 //! | [`episodes`] | multi-turn episodes of environments |
 //! | [`bench`] | the rate on a tiny model |
@@ -33,6 +34,7 @@ mod error;
 mod paged;
 mod request;
 pub mod rollout;
+mod routes;
 mod sampler;
 mod scheduler;
 mod sequence;

@@ -97,6 +97,10 @@ pub struct Sample {
     /// For each token its log-probability under softmax(logits / temperature), unfiltered by
     /// `top_p` and `top_k`; at temperature 0 under softmax(logits).
     pub logprobs: Vec<f32>,
+    /// Under [`RolloutConfig::routes`](crate::RolloutConfig::routes), for a model with experts: the
+    /// experts that every token of prompt and completion but the last went to, token by token, for
+    /// each the choices of the layers with experts in ascending order. Else empty.
+    pub routes: Vec<u16>,
     /// Why it ended.
     pub finish: Finish,
     /// The version of the weights that every token came from.

@@ -28,6 +28,8 @@ pub struct RolloutConfig {
     /// Plain libtorch operators on the CPU too, as on other devices: slower, and a completion may
     /// then depend, in its last bits, on its batch.
     pub plain: bool,
+    /// Whether samples carry the experts that their tokens went to.
+    pub routes: bool,
 }
 
 impl Default for RolloutConfig {
@@ -39,6 +41,7 @@ impl Default for RolloutConfig {
             eos: Vec::new(),
             threads: 0,
             plain: false,
+            routes: false,
         }
     }
 }
@@ -243,7 +246,11 @@ impl<'m> Rollout<'m> {
 
         // 2. compute it, choose a token for every sample at its end
         let rows: Vec<usize> = ends.iter().map(|e| e.0).collect();
-        let logits = tch::no_grad(|| self.engine.forward(&self.cache.store, &round.batch, &rows));
+        let record = self.cache.routes.record();
+        let engine = &mut self.engine;
+        let logits =
+            tch::no_grad(|| engine.forward(&self.cache.store, &round.batch, &rows, &record));
+        self.cache.routes.keep(&round.batch, record);
         self.scheduler.advance(&round, &mut self.cache.blocks);
         let running = &self.scheduler.running;
         let picks: Vec<(usize, Pick)> = ends
@@ -289,7 +296,9 @@ impl<'m> Rollout<'m> {
                     .fork(at, &mut self.cache.blocks, &mut append)?;
             }
         }
-        Ok(self.scheduler.take_finished(&mut self.cache.blocks))
+        let routes = &self.cache.routes;
+        let keep = |s: &mut Sequence| s.routes = routes.of(&s.table, s.computed);
+        Ok(self.scheduler.take_finished(&mut self.cache.blocks, keep))
     }
 
     fn sample(&self, s: Sequence) -> Sample {
@@ -298,6 +307,7 @@ impl<'m> Rollout<'m> {
             sample: s.samples.start,
             tokens: s.completion().to_vec(),
             logprobs: s.logprobs,
+            routes: s.routes,
             finish: s.finish.unwrap_or(crate::Finish::Length),
             weights_version: self.weights.version,
         }

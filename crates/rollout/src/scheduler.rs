@@ -182,9 +182,13 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Takes the finished sequences out and frees their blocks. A sample of a group may finish
-    /// with its first token, while it waits.
-    pub fn take_finished(&mut self, blocks: &mut Blocks) -> Vec<Sequence> {
+    /// Takes the finished sequences out and frees their blocks, after `each` has seen them. A sample
+    /// of a group may finish with its first token, while it waits.
+    pub fn take_finished(
+        &mut self,
+        blocks: &mut Blocks,
+        each: impl Fn(&mut Sequence),
+    ) -> Vec<Sequence> {
         let mut done: Vec<_> = self
             .running
             .extract_if(.., |s| s.finish.is_some())
@@ -197,6 +201,7 @@ impl Scheduler {
             }
         }
         for s in &mut done {
+            each(s);
             release(blocks, s);
         }
         done

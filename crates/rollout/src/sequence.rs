@@ -26,6 +26,8 @@ pub struct Sequence {
     pub table: Vec<u32>,
     /// Chains of the leading full blocks that were published or found.
     pub chains: Vec<Chain>,
+    /// Experts that its computed tokens went to; filled in when it ends.
+    pub routes: Vec<u16>,
     /// Set with its last token.
     pub finish: Option<Finish>,
 }
@@ -42,6 +44,7 @@ impl Sequence {
             computed: 0,
             table: Vec::new(),
             chains: Vec::new(),
+            routes: Vec::new(),
             finish: None,
             request,
         }

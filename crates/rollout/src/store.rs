@@ -4,6 +4,7 @@ use crate::blocks::{BLOCK, Blocks};
 use crate::cpu::memory::{Memory, Shape};
 use crate::cpu::ops::RowOps;
 use crate::paged::Tensors;
+use crate::routes::Routes;
 use crate::{Error, RolloutConfig};
 use arch::ModelConfig;
 use half::bf16;
@@ -27,6 +28,7 @@ struct Made {
     kind: Kind,
     device: Device,
     rows: bool,
+    routes: bool,
 }
 
 /// Which values of which tensors: the tensors themselves, so that no other tensor can take their
@@ -62,6 +64,7 @@ impl Stamp {
 pub struct KvCache {
     pub(crate) store: Store,
     pub(crate) blocks: Blocks,
+    pub(crate) routes: Routes,
     made: Made,
     stamp: Option<Stamp>,
 }
@@ -90,6 +93,7 @@ impl KvCache {
         Ok(Self {
             store,
             blocks: Blocks::new(blocks),
+            routes: Routes::new(config, blocks, sizes.routes),
             made,
             stamp: None,
         })
@@ -139,6 +143,7 @@ impl KvCache {
             Store::Bf16(m) => m.copy(from as usize, to as usize),
             Store::Libtorch(t) => t.copy(from, to),
         }
+        self.routes.copy(from, to);
     }
 }
 
@@ -155,6 +160,7 @@ impl Made {
             kind,
             device,
             rows: !sizes.plain && RowOps::takes(kind, device),
+            routes: sizes.routes,
         }
     }
 }

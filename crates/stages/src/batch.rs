@@ -112,7 +112,8 @@ impl Batch {
         };
         let coefficient = |unit: usize, branch: usize, i: usize| coefficients[unit][branch][i];
         let mut done = policy.accumulate_known(&self.units, &coefficient, Some(&observe))?;
-        done.loss = done.metrics.0.remove(LOSS).unwrap_or(done.loss);
+        let observed = done.metrics.0.remove(LOSS);
+        done.loss = observed.map_or(done.loss, |loss| loss + done.balance);
         Ok(done)
     }
 

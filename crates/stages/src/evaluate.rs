@@ -113,6 +113,11 @@ fn tasks(
         ..Sampling::default()
     };
     let samples = with.samples as usize;
+    let draw = play::Draw {
+        samples,
+        sampling: &sampling,
+        routes: false,
+    };
     let mut lines = match stage.gang.leads() {
         true => Some(Lines::create(
             stage.output("completions")?,
@@ -134,7 +139,7 @@ fn tasks(
             })
             .collect::<Result<Vec<Prompt>>>()?;
         let env = &*environment;
-        let played = play::play(stage, policy, tokenizer, env, &prompts, samples, &sampling)?;
+        let played = play::play(stage, policy, tokenizer, env, &prompts, &draw)?;
         for (prompt, played) in prompts.iter().zip(played.chunks(samples)) {
             if let Some(lines) = &mut lines {
                 for one in played {

@@ -95,14 +95,15 @@ pub fn preference(pair: Pair) -> Unit {
     Unit {
         prefix: pair.prefix,
         branches: vec![branch(pair.chosen), branch(pair.rejected)],
+        ..Unit::default()
     }
 }
 
 /// A sequence as a unit.
 pub fn sequence(example: Example) -> Unit {
     Unit {
-        prefix: Vec::new(),
         branches: vec![branch(example)],
+        ..Unit::default()
     }
 }
 

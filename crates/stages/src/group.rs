@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 use train::loss::advantage;
-use train::{Branch, Policy, Unit};
+use train::{Branch, Policy, Replay, Unit};
 
 use crate::failure::Result;
 use crate::play::Played;
@@ -37,6 +37,9 @@ pub struct Completion {
     pub mask: Vec<bool>,
     /// The sampler's log-probability of each sampled token.
     pub generated: Vec<f32>,
+    /// The experts that the prompt and these tokens went to, where the updates replay them.
+    #[serde(with = "crate::ids", default)]
+    pub routes: Vec<u16>,
     /// The reference's, where there is one.
     pub reference: Vec<f32>,
     /// By component.
@@ -80,6 +83,7 @@ impl Group {
                     tokens: one.tokens,
                     mask: one.mask,
                     generated: one.logprobs,
+                    routes: one.routes,
                     reference: Vec::new(),
                     rewards,
                     truncated: one.truncated,
@@ -101,20 +105,34 @@ impl Group {
 
     /// The completions to keep, as one unit.
     pub fn unit(&self, keep: impl Fn(&Completion) -> bool) -> Unit {
-        let kept = self
-            .completions
-            .iter()
-            .filter(|completion| keep(completion));
+        let kept: Vec<&Completion> = self.completions.iter().filter(|c| keep(c)).collect();
         Unit {
             prefix: self.prompt.clone(),
-            branches: kept.map(Completion::branch).collect(),
+            branches: kept.iter().map(|c| c.branch()).collect(),
+            replay: self.replay(&kept),
         }
+    }
+
+    /// Where the tokens went. The prompt went the same way for all completions.
+    fn replay(&self, kept: &[&Completion]) -> Option<Replay> {
+        let first = kept.first().filter(|c| !c.routes.is_empty())?;
+        // of all tokens but the last
+        let choices = first.routes.len() / (self.prompt.len() + first.tokens.len() - 1);
+        let prompt = self.prompt.len() * choices;
+        Some(Replay {
+            prefix: first.routes[..prompt].to_vec(),
+            branches: kept.iter().map(|c| c.routes[prompt..].to_vec()).collect(),
+        })
     }
 }
 
-/// Adds the reference's log-probabilities of every sampled token.
+/// Adds the reference's log-probabilities of every sampled token, routed by itself.
 pub fn add_reference(groups: &mut [Group], reference: &Policy) -> Result<()> {
-    let units: Vec<Unit> = groups.iter().map(|group| group.unit(|_| true)).collect();
+    let units = groups.iter().map(|group| Unit {
+        replay: None,
+        ..group.unit(|_| true)
+    });
+    let units: Vec<Unit> = units.collect();
     for (group, values) in groups.iter_mut().zip(reference.logprobs(&units)?) {
         for (completion, values) in group.completions.iter_mut().zip(values) {
             completion.reference = values;

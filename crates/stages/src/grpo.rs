@@ -12,6 +12,8 @@
 //! - a rollout that failed is no reward of zero: it leaves its group;
 //! - `k1` is taken from the reward, as its gradient as a loss is zero in expectation;
 //! - a group's prompt is computed once, in training as in sampling;
+//! - of a model with experts, updates send tokens where sampling sent them (`routing_replay`); the
+//!   routers' weights are computed anew there; a reference routes by itself;
 //! - rewards, baselines and variances are float64.
 
 use data::env::{Environment, Split};
@@ -208,14 +210,18 @@ impl Run<'_> {
         *cursor += count as u64;
         let size = self.with.group_size as usize;
         let environment = self.environment;
+        let draw = play::Draw {
+            samples: size,
+            sampling: &self.sampling,
+            routes: self.with.routing_replay,
+        };
         let played = play::play(
             self.stage,
             policy,
             self.tokenizer,
             environment,
             &prompts,
-            size,
-            &self.sampling,
+            &draw,
         )?;
         let groups: Vec<Group> = played
             .chunks(size)
@@ -259,14 +265,18 @@ impl Run<'_> {
             ..self.sampling.clone()
         };
         let environment = self.environment;
+        let draw = play::Draw {
+            samples: 1,
+            sampling: &greedy,
+            routes: false,
+        };
         let played = play::play(
             self.stage,
             policy,
             self.tokenizer,
             environment,
             &prompts,
-            1,
-            &greedy,
+            &draw,
         )?;
         let rewarded: Vec<_> = played
             .iter()

@@ -24,6 +24,7 @@ mod gang;
 mod generate;
 mod group;
 mod grpo;
+mod ids;
 mod init;
 mod play;
 mod reference;

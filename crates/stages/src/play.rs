@@ -38,6 +38,9 @@ pub struct Played {
     pub mask: Vec<bool>,
     /// Of each sampled token.
     pub logprobs: Vec<f32>,
+    /// The experts that prompt and tokens went to, where that was asked for.
+    #[serde(with = "crate::ids")]
+    pub routes: Vec<u16>,
     /// The text of each completion.
     pub completions: Vec<String>,
     /// The last completion was cut.
@@ -73,19 +76,31 @@ pub fn environment(stage: &Stage, choice: &Environments) -> Result<Arc<dyn Envir
     Ok(env::build(&config, stage.dataset("data")?)?)
 }
 
-/// Plays `samples` trajectories of each prompt; in the order of the prompts, then of samples.
+/// What is played of each prompt.
+pub struct Draw<'a> {
+    /// Trajectories.
+    pub samples: usize,
+    pub sampling: &'a Sampling,
+    /// Whether they carry the experts that their tokens went to.
+    pub routes: bool,
+}
+
+/// Plays trajectories of each prompt; in the order of the prompts, then of samples.
 pub fn play(
     stage: &Stage,
     policy: &Policy,
     tokenizer: &Tokenizer,
     environment: &dyn Environment,
     prompts: &[Prompt],
-    samples: usize,
-    sampling: &Sampling,
+    draw: &Draw,
 ) -> Result<Vec<Played>> {
+    let Draw {
+        samples, sampling, ..
+    } = *draw;
     let decoder = policy.decoder();
     let config = RolloutConfig {
         eos: tokenizer.eos_ids().to_vec(),
+        routes: draw.routes,
         ..RolloutConfig::default()
     };
     let mut rollout = Rollout::new(decoder, policy.weights(), config)?.with_tokenizer(tokenizer);
@@ -125,6 +140,7 @@ pub fn play(
                 tokens: trajectory.tokens,
                 mask: trajectory.mask,
                 logprobs: trajectory.logprobs,
+                routes: trajectory.routes,
                 completions: trajectory
                     .turns
                     .into_iter()

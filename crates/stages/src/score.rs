@@ -98,8 +98,8 @@ pub fn whole(
         // nothing to predict, but a row of the output all the same
         counts.kept += 1;
         return Ok(Unit {
-            prefix: Vec::new(),
             branches: vec![all(tokens.clone())],
+            ..Unit::default()
         });
     }
     if let Row::Preference { .. } = row {
@@ -110,8 +110,8 @@ pub fn whole(
         let joined = |tokens: Vec<u32>| all([pair.prefix.clone(), tokens].concat());
         let branches = vec![joined(pair.chosen.tokens), joined(pair.rejected.tokens)];
         return Ok(Unit {
-            prefix: Vec::new(),
             branches,
+            ..Unit::default()
         });
     }
     let mut examples = example::sft(record, tokenizer, TrainOn::All, limits, counts)?;
@@ -130,8 +130,8 @@ pub fn whole(
         .map(|example| all(example.tokens))
         .collect();
     Ok(Unit {
-        prefix: Vec::new(),
         branches,
+        ..Unit::default()
     })
 }
 

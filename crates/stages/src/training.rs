@@ -38,6 +38,7 @@ pub fn policy(stage: &Stage, dir: &Path, training: &Training) -> Result<Policy> 
         config.microbatch_tokens = 1;
     }
     config.decay_embeddings = training.decay_embeddings;
+    config.router_aux_loss_coef = training.router_aux_loss_coef;
     Ok(Policy::load(dir, config, stage.gang.groups.clone())?)
 }
 

@@ -12,6 +12,19 @@ pub struct Unit {
     pub prefix: Vec<u32>,
     /// Continuations of the prefix.
     pub branches: Vec<Branch>,
+    /// For a model with experts: where the tokens go, if not where the routers would have them.
+    /// Either all units of a batch say so or none does.
+    pub replay: Option<Replay>,
+}
+
+/// The experts that tokens went to when they were sampled: token by token the choices of every
+/// layer with experts, ascending, `arch::Experts::choices` ids each.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Replay {
+    /// Of the prefix.
+    pub prefix: Vec<u16>,
+    /// Of each branch's tokens, up to the one before the last masked one at least.
+    pub branches: Vec<Vec<u16>>,
 }
 
 /// One continuation.

@@ -2,8 +2,10 @@
 
 use std::ops::Range;
 
+use arch::ModelConfig;
+use arch::experts::Experts;
 use model::Layout;
-use parallel::Microbatch;
+use parallel::{Microbatch, Routes};
 use tch::{Device, Tensor};
 
 use crate::{Branch, Error, Unit, UnitSpan};
@@ -20,9 +22,18 @@ pub(crate) struct Laid {
     pub rows: usize,
 }
 
-/// Lays out the units of these indices, in this order.
-pub(crate) fn lay(units: &[Unit], indices: &[usize], share_prefix: bool, device: Device) -> Laid {
-    let mut rows = Rows::default();
+/// Lays out the units of these indices, in this order, for a model with or without experts.
+pub(crate) fn lay(
+    units: &[Unit],
+    indices: &[usize],
+    share_prefix: bool,
+    device: Device,
+    experts: Option<&Experts>,
+) -> Laid {
+    let mut rows = Rows {
+        choices: experts.map_or(0, Experts::choices),
+        ..Rows::default()
+    };
     let spans = indices
         .iter()
         .map(|&unit| UnitSpan {
@@ -37,11 +48,16 @@ pub(crate) fn lay(units: &[Unit], indices: &[usize], share_prefix: bool, device:
         .enumerate()
         .all(|(i, &row)| i as i64 == row)
         && rows.keep.len() == rows.tokens.len();
+    let routes = experts.map(|_| Routes {
+        ids: (!rows.ids.is_empty()).then(|| upload(&rows.ids).view([-1, rows.choices as i64])),
+        weight: Tensor::from_slice(&rows.weights).to_device(device),
+    });
     Laid {
         batch: Microbatch {
             tokens: upload(&rows.tokens),
             layout: rows.layout,
             keep: (!all).then(|| upload(&rows.keep)),
+            routes,
         },
         targets: upload(&rows.targets),
         units: spans,
@@ -55,40 +71,58 @@ struct Rows {
     layout: Layout,
     keep: Vec<i64>,
     targets: Vec<i64>,
+    /// Ids that a row's replay has; 0 without experts.
+    choices: usize,
+    /// Replayed ids of every row, if any.
+    ids: Vec<i64>,
+    /// How many branches each row stands for.
+    weights: Vec<f64>,
 }
+
+/// Tokens of a span, and where they go if that is known.
+type Part<'a> = (&'a [u32], Option<&'a [u16]>);
 
 impl Rows {
     fn unit(&mut self, unit: &Unit, share_prefix: bool) -> Vec<Range<usize>> {
         let live = unit.branches.iter().filter(|b| b.masked() > 0).count();
         // One branch needs no sharing: prefix and branch are one span.
+        let replay = unit.replay.as_ref();
+        let prefix: Part = (&unit.prefix, replay.map(|r| r.prefix.as_slice()));
         let shared = (share_prefix && live > 1 && !unit.prefix.is_empty())
-            .then(|| self.span(&[&unit.prefix], None));
-        unit.branches
-            .iter()
-            .map(|branch| self.branch(&unit.prefix, branch, shared))
+            .then(|| self.span(&[prefix], None, live as f64));
+        let own = |i: usize| replay.map(|r| r.branches[i].as_slice());
+        let branches = unit.branches.iter().enumerate();
+        branches
+            .map(|(i, branch)| self.branch(prefix, branch, own(i), shared))
             .collect()
     }
 
-    fn branch(&mut self, prefix: &[u32], branch: &Branch, shared: Option<usize>) -> Range<usize> {
+    fn branch(
+        &mut self,
+        prefix: Part,
+        branch: &Branch,
+        replay: Option<&[u16]>,
+        shared: Option<usize>,
+    ) -> Range<usize> {
         let first = self.targets.len();
         if branch.masked() == 0 {
             return first..first;
         }
-        let own = &branch.tokens[..branch.inputs()];
+        let own: Part = (&branch.tokens[..branch.inputs()], replay);
         // row of tokens[i] is `start + i`; what predicts tokens[0] is the prefix's last row
         let (start, before) = match shared {
             Some(span) => {
                 let prompt = &self.layout.spans[span];
                 let before = prompt.start + prompt.len - 1;
                 let start = self.tokens.len();
-                if !own.is_empty() {
-                    self.span(&[own], Some(span));
+                if !own.0.is_empty() {
+                    self.span(&[own], Some(span), 1.0);
                 }
                 (start, before)
             }
             None => {
-                let span = self.span(&[prefix, own], None);
-                let start = self.layout.spans[span].start + prefix.len();
+                let span = self.span(&[prefix, own], None, 1.0);
+                let start = self.layout.spans[span].start + prefix.0.len();
                 (start, start.wrapping_sub(1))
             }
         };
@@ -100,20 +134,27 @@ impl Rows {
         first..self.targets.len()
     }
 
-    /// Appends one span made of `parts`; its index.
-    fn span(&mut self, parts: &[&[u32]], prefix: Option<usize>) -> usize {
+    /// Appends one span made of `parts`, whose rows stand for `weight` branches; its index.
+    fn span(&mut self, parts: &[Part], prefix: Option<usize>, weight: f64) -> usize {
         let start = self.tokens.len();
-        for part in parts {
-            self.tokens.extend(part.iter().map(|&t| i64::from(t)));
+        for (tokens, replay) in parts {
+            self.tokens.extend(tokens.iter().map(|&t| i64::from(t)));
+            if let Some(ids) = replay {
+                let ids = &ids[..tokens.len() * self.choices];
+                self.ids.extend(ids.iter().map(|&id| i64::from(id)));
+            }
         }
+        self.weights.resize(self.tokens.len(), weight);
         self.layout.push(self.tokens.len() - start, prefix)
     }
 }
 
 /// Refuses units that cannot be computed: masks of the wrong length, a masked token that nothing
-/// predicts, ids beyond the vocabulary, sequences beyond the context.
-pub(crate) fn check(units: &[Unit], vocabulary: usize, context: usize) -> Result<(), Error> {
+/// predicts, ids beyond the vocabulary, sequences beyond the context, a replay that does not fit.
+pub(crate) fn check(units: &[Unit], config: &ModelConfig) -> Result<(), Error> {
+    let (vocabulary, context) = (config.vocab_size, config.max_positions);
     for (unit, u) in units.iter().enumerate() {
+        check_replay(units, unit, config.experts.as_ref())?;
         for (branch, b) in u.branches.iter().enumerate() {
             let fail = |what: String| Err(Error::Unit { unit, branch, what });
             if b.mask.len() != b.tokens.len() {
@@ -142,6 +183,59 @@ pub(crate) fn check(units: &[Unit], vocabulary: usize, context: usize) -> Result
                     "{length} tokens in a context of {context} (max_position_embeddings); shorten it with max_length"
                 ));
             }
+        }
+    }
+    Ok(())
+}
+
+/// Every computed token has as many ids as it has choices, and they are of experts.
+fn check_replay(units: &[Unit], unit: usize, experts: Option<&Experts>) -> Result<(), Error> {
+    let (u, fail) = (&units[unit], |branch: usize, what: String| {
+        Err(Error::Unit { unit, branch, what })
+    });
+    let replays = u.replay.is_some();
+    if replays != units[0].replay.is_some() {
+        return fail(
+            0,
+            "some units of the batch replay their routing and some do not".into(),
+        );
+    }
+    let (Some(replay), Some(experts)) = (&u.replay, experts) else {
+        return match replays {
+            true => fail(
+                0,
+                "a routing to replay, but the model has no experts".into(),
+            ),
+            false => Ok(()),
+        };
+    };
+    let choices = experts.choices();
+    if replay.branches.len() != u.branches.len() {
+        let (got, want) = (replay.branches.len(), u.branches.len());
+        return fail(
+            0,
+            format!("a routing to replay for {got} branches of {want}"),
+        );
+    }
+    for (branch, (ids, b)) in replay.branches.iter().zip(&u.branches).enumerate() {
+        let rows = [
+            ("prefix", replay.prefix.len(), u.prefix.len()),
+            ("branch", ids.len(), b.inputs()),
+        ];
+        for (part, got, tokens) in rows {
+            if got < tokens * choices {
+                return fail(
+                    branch,
+                    format!(
+                        "{got} expert ids for {tokens} tokens of the {part}, at {choices} each"
+                    ),
+                );
+            }
+        }
+        let all = replay.prefix.iter().chain(ids);
+        if let Some(id) = all.copied().find(|&id| usize::from(id) >= experts.count) {
+            let count = experts.count;
+            return fail(branch, format!("expert {id} of a layer that has {count}"));
         }
     }
     Ok(())

@@ -5,6 +5,7 @@
 //! [`Policy::accumulate_known`] where the coefficients are known beforehand) and
 //! [`Policy::apply`]. Every rank makes the same calls with the same units.
 
+mod balance;
 mod batch;
 mod checkpoint;
 mod device;
@@ -20,7 +21,7 @@ mod policy;
 mod schedule;
 mod tensors;
 
-pub use batch::{Branch, LossOut, Tokens, Unit, UnitSpan};
+pub use batch::{Branch, LossOut, Replay, Tokens, Unit, UnitSpan};
 pub use checkpoint::CheckpointState;
 pub use device::{device, numerics};
 pub use error::Error;

@@ -161,6 +161,7 @@ mod tests {
                 branch(&[true, false]),
                 branch(&[false]),
             ],
+            ..Unit::default()
         };
         assert_eq!(rows(&unit, true), 5 + 2);
         assert_eq!(rows(&unit, false), 7 + 5);
@@ -168,7 +169,7 @@ mod tests {
             rows(
                 &Unit {
                     prefix: vec![1; 5],
-                    branches: vec![]
+                    ..Unit::default()
                 },
                 true
             ),

@@ -1,15 +1,19 @@
 //! The policy: a decoder with weights that are trained, sharded over no one yet: every rank holds
 //! all of it and computes its share of each batch.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use arch::experts::Experts;
 use arch::{ModelConfig, Role};
 use model::{Decoder, Ops, Weights};
-use parallel::{Checkpointing, Collective, Engine, Gradients, Grads, Groups, Walk, Whole};
+use parallel::{
+    Checkpointing, Collective, Engine, Gradients, Grads, Groups, Load, Moe, Walk, Whole,
+};
 use tch::{Device, Kind, Tensor};
 
+use crate::balance;
 use crate::head::{Head, Input, Pull, Pulled, Scored, accumulation};
 use crate::lay::{self, Laid};
 use crate::metrics::{Flops, Work};
@@ -28,7 +32,8 @@ pub enum Entropy {
     Differentiable,
 }
 
-/// How a policy computes. Nothing here but `kind` and `temperature` changes the mathematics.
+/// How a policy computes. Nothing here but `kind`, `temperature` and `router_aux_loss_coef` changes
+/// the mathematics.
 #[derive(Debug, Clone)]
 pub struct PolicyConfig {
     /// Compute kind: fp32, bf16 (with fp32 masters) or fp64.
@@ -43,6 +48,8 @@ pub struct PolicyConfig {
     pub head_chunk: Option<usize>,
     /// Log-probabilities are of softmax(logits / temperature).
     pub temperature: f64,
+    /// Weight of the loss that balances the load of experts; 0 is off.
+    pub router_aux_loss_coef: f64,
     /// Compute a unit's prefix once for all its branches.
     pub share_prefix: bool,
     /// What [`Tokens::entropy`] holds.
@@ -62,6 +69,7 @@ impl Default for PolicyConfig {
             microbatch_tokens: 8192,
             head_chunk: None,
             temperature: 1.0,
+            router_aux_loss_coef: 0.0,
             share_prefix: true,
             entropy: Entropy::Detached,
             skip_limit: 10,
@@ -73,8 +81,10 @@ impl Default for PolicyConfig {
 /// What one accumulation over a batch gave, equal on all ranks.
 #[derive(Debug, Clone, Default)]
 pub struct Accumulated {
-    /// The batch's loss.
+    /// The batch's loss, [`Accumulated::balance`] included.
     pub loss: f64,
+    /// The weighted part of it that balances the load of experts.
+    pub balance: f64,
     /// Sums of the closure's metrics.
     pub metrics: Sums,
     /// Tokens and FLOPs.
@@ -119,7 +129,10 @@ pub struct Policy {
     grads: Grads,
     decays: HashMap<String, bool>,
     config: PolicyConfig,
+    /// The decoder as this rank runs it: with its own experts.
+    held: Decoder,
     ops: Box<dyn Ops>,
+    moe: Moe,
     groups: Rc<Groups>,
 }
 
@@ -152,6 +165,12 @@ impl Policy {
                 config.temperature
             )));
         }
+        if config.router_aux_loss_coef != 0.0 && model.experts.is_none() {
+            return Err(Error::Config(format!(
+                "router_aux_loss_coef is {}, but this {} has no experts: leave it out",
+                config.router_aux_loss_coef, model.family.model_type
+            )));
+        }
         let kind = accumulation(config.kind);
         if masters.kind() != kind {
             return Err(Error::Config(format!(
@@ -178,8 +197,16 @@ impl Policy {
         } else {
             (masters.copy_as(config.kind)?, Some(masters))
         };
+        let decoder = Decoder::new(model);
+        let mine = arch::slice::experts(&decoder.config, groups.ep.size(), groups.ep.rank());
+        let defs = decoder.config.params().into_iter();
+        let apart: HashSet<String> = defs
+            .filter(|p| p.expert.is_some_and(|e| !mine.contains(&e)))
+            .map(|p| p.name)
+            .collect();
         Ok(Policy {
-            decoder: Decoder::new(model),
+            held: decoder.holding(|name| !apart.contains(name)),
+            decoder,
             weights,
             masters,
             skips: Skips::default(),
@@ -187,6 +214,7 @@ impl Policy {
             grads,
             decays,
             ops: Box::new(kernels::Fused),
+            moe: Moe::across(groups.ep.clone()),
             config,
             groups,
         })
@@ -420,20 +448,67 @@ impl Policy {
         self.grads.clear();
         let mut sums = Sums::default();
         sums.add(LOSS, 0.0);
+        self.balance(units)?;
         // taken out while the policy is read
         let mut grads = self.grads.take();
         let done = self.microbatches(units, &mut grads, &mut sums, head);
         self.grads = grads;
+        // other forwards balance nothing
+        self.moe.set_pull(None);
+        self.moe.set_every_row(false);
         done?;
         self.grads.reduce(&*self.groups.world)?;
         sums.reduce(&*self.groups.world)?;
-        let loss = sums.0.remove(LOSS).unwrap_or(0.0);
+        let mut balance = 0.0;
+        if let Some(experts) = &self.decoder.config.experts {
+            let load = self.expert_load(experts)?;
+            balance = self.config.router_aux_loss_coef * balance::loss(&load, experts);
+            for (name, value) in balance::metrics(&load, experts) {
+                sums.add(name, value);
+            }
+        }
+        let loss = sums.0.remove(LOSS).unwrap_or(0.0) + balance;
         let work = Flops::new(&self.decoder.config).work(units);
         Ok(Accumulated {
             loss,
+            balance,
             metrics: sums,
             work,
         })
+    }
+
+    /// Where a loss balances the load of experts, counts the batch's choices, on which its
+    /// gradient depends.
+    fn balance(&mut self, units: &[Unit]) -> Result<(), Error> {
+        let Some(experts) = self.decoder.config.experts.clone() else {
+            return Ok(());
+        };
+        // what other calls saw
+        let _ = self.moe.take_load(&experts);
+        let coefficient = self.config.router_aux_loss_coef;
+        self.moe.set_pull(None);
+        self.moe.set_every_row(coefficient > 0.0);
+        if coefficient > 0.0 {
+            let whole = Whole(&self.weights);
+            let engine = self.engine(&whole);
+            for indices in self.my_microbatches(units) {
+                let _ = engine.infer(&self.lay(units, &indices).batch)?;
+            }
+            let load = self.expert_load(&experts)?;
+            // every tensor-parallel rank adds its part to the router's gradient, all of them equal
+            let factor = coefficient / self.groups.mesh.tp as f64;
+            self.moe
+                .set_pull(Some(balance::pull(&load, &experts, factor)));
+        }
+        Ok(())
+    }
+
+    /// What routers chose since the last call, over all ranks.
+    fn expert_load(&self, experts: &Experts) -> Result<Load, Error> {
+        let load = self.moe.take_load(experts);
+        // tensor-parallel ranks see the same rows
+        let counts = self.groups.tp.rank() == 0;
+        balance::reduce(load, experts, &*self.groups.world, counts)
     }
 
     fn microbatches(
@@ -461,8 +536,7 @@ impl Policy {
     }
 
     fn check(&self, units: &[Unit]) -> Result<(), Error> {
-        let model = &self.decoder.config;
-        lay::check(units, model.vocab_size, model.max_positions)
+        lay::check(units, &self.decoder.config)
     }
 
     fn my_microbatches(&self, units: &[Unit]) -> Vec<Vec<usize>> {
@@ -470,15 +544,17 @@ impl Policy {
     }
 
     fn lay(&self, units: &[Unit], indices: &[usize]) -> Laid {
-        lay::lay(units, indices, self.config.share_prefix, self.config.device)
+        let (c, experts) = (&self.config, self.decoder.config.experts.as_ref());
+        lay::lay(units, indices, c.share_prefix, c.device, experts)
     }
 
     fn engine<'a>(&'a self, parameters: &'a Whole<'a>) -> Engine<'a> {
         Engine {
-            decoder: &self.decoder,
+            decoder: &self.held,
             parameters,
             ops: &*self.ops,
             checkpointing: self.config.checkpointing,
+            moe: &self.moe,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Mistral: one sliding window for all layers, or none.
 
-use super::{Biases, Family};
+use super::{Biases, Family, no_experts};
 
 pub static FAMILY: Family = Family {
     model_type: "mistral",
@@ -8,6 +8,8 @@ pub static FAMILY: Family = Family {
     default_kv_heads: Some(8),
     default_head_dim: None,
     default_max_positions: 4096 * 32,
+    default_norm_eps: 1e-6,
+    default_rope_theta: 10_000.0,
     biases: |_| Ok(Biases::default()),
     windows: |r, layers| {
         // absent is 4096 for transformers, null is none
@@ -28,4 +30,5 @@ pub static FAMILY: Family = Family {
         Ok(vec![window; layers])
     },
     qk_norm: false,
+    experts: no_experts,
 };

@@ -1,14 +1,17 @@
 //! The decoder families: one file each, one line in [`FAMILIES`].
 //!
-//! All of them are a pre-norm decoder with rotary grouped-query attention and a SwiGLU MLP; a
-//! family's file says where it differs.
+//! All of them are a pre-norm decoder with rotary grouped-query attention and a SwiGLU MLP, or
+//! several of which each row goes to a few (experts); a family's file says where it differs.
 
 pub mod llama;
 pub mod mistral;
+pub mod mixtral;
 pub mod qwen2;
 pub mod qwen3;
+pub mod qwen3_moe;
 
 use crate::error::Error;
+use crate::experts::Experts;
 use crate::reader::Reader;
 use serde_json::Value;
 
@@ -18,6 +21,8 @@ pub static FAMILIES: &[&Family] = &[
     &qwen2::FAMILY,
     &qwen3::FAMILY,
     &mistral::FAMILY,
+    &mixtral::FAMILY,
+    &qwen3_moe::FAMILY,
 ];
 
 /// What sets a family apart. Defaults are those of `transformers` for a key that is absent.
@@ -33,12 +38,18 @@ pub struct Family {
     pub default_head_dim: Option<usize>,
     /// `max_position_embeddings` when the key is absent.
     pub default_max_positions: usize,
+    /// `rms_norm_eps` when the key is absent.
+    pub default_norm_eps: f64,
+    /// `rope_theta` when the key is absent.
+    pub default_rope_theta: f64,
     /// Which projections have biases.
     pub biases: fn(&Reader) -> Result<Biases, Error>,
     /// Sliding window of each of the given number of layers.
     pub windows: fn(&Reader, usize) -> Result<Windows, Error>,
     /// RMS norm over each head of queries and keys.
     pub qk_norm: bool,
+    /// Experts, for the given number of layers.
+    pub experts: fn(&Reader, usize) -> Result<Option<Experts>, Error>,
 }
 
 /// The sliding window of each layer, if it has one.
@@ -84,6 +95,11 @@ pub(crate) fn kind_of(v: &Value) -> &'static str {
 /// No layer has a window.
 fn no_windows(_: &Reader, layers: usize) -> Result<Windows, Error> {
     Ok(vec![None; layers])
+}
+
+/// No layer has experts.
+fn no_experts(_: &Reader, _: usize) -> Result<Option<Experts>, Error> {
+    Ok(None)
 }
 
 /// Qwen's rule: `layer_types` if written, else the layers from `max_window_layers` on slide; only

@@ -50,6 +50,8 @@ fn absent_keys_mean_what_transformers_takes_them_for() {
             ("qwen2", 32, 2, 32768, None, true, false),
             ("qwen3", 32, 128, 32768, None, false, false),
             ("mistral", 8, 2, 131072, Some(4096), false, false),
+            ("mixtral", 8, 2, 131072, None, false, false),
+            ("qwen3_moe", 4, 2, 32768, None, false, false),
         ]
     );
     let c = bare("llama");
@@ -57,12 +59,48 @@ fn absent_keys_mean_what_transformers_takes_them_for() {
         (c.norm_eps, c.rope.theta, c.tie_embeddings),
         (1e-6, 10_000.0, false)
     );
+    let c = bare("mixtral");
+    assert_eq!((c.norm_eps, c.rope.theta), (1e-5, 1_000_000.0));
+    let experts = |family| {
+        let e = bare(family).experts.unwrap();
+        (e.count, e.per_token, e.intermediate_size, e.normalize)
+    };
+    assert_eq!(experts("mixtral"), (8, 2, 96, true));
+    assert_eq!(experts("qwen3_moe"), (128, 8, 768, false));
     let null = with(
         "mistral",
         json!({"num_key_value_heads": null, "sliding_window": null}),
     )
     .unwrap();
     assert_eq!((null.kv_heads, null.windows), (8, vec![None; 4]));
+}
+
+#[test]
+fn layers_have_experts_by_each_familys_rule() {
+    let sparse = |more: Value| {
+        let c = with("qwen3_moe", more).unwrap();
+        let layers = (0..4).filter(|l| c.experts_of(*l).is_some());
+        layers.collect::<Vec<_>>()
+    };
+    assert_eq!(sparse(json!({})), [0, 1, 2, 3]);
+    assert_eq!(sparse(json!({"decoder_sparse_step": 2})), [1, 3]);
+    assert_eq!(sparse(json!({"mlp_only_layers": [0, 3]})), [1, 2]);
+    assert_eq!(
+        sparse(json!({"mlp_only_layers": [1], "decoder_sparse_step": 2})),
+        [3]
+    );
+    // no expert anywhere is a dense model
+    assert_eq!(sparse(json!({"num_experts": 0})), []);
+    assert_eq!(sparse(json!({"mlp_only_layers": [0, 1, 2, 3]})), []);
+    let count = |more| with("qwen3_moe", more).unwrap().experts.unwrap().count;
+    assert_eq!(count(json!({"num_experts": 12})), 12);
+    assert_eq!(count(json!({"num_local_experts": 12})), 12);
+    let windows = |more| with("qwen3_moe", more).unwrap().windows;
+    assert_eq!(
+        windows(json!({"use_sliding_window": true, "sliding_window": 5})),
+        [Some(5); 4]
+    );
+    assert_eq!(windows(json!({"sliding_window": 5})), [None; 4]);
 }
 
 #[test]
@@ -263,6 +301,36 @@ fn what_is_not_computed_is_refused_by_key_and_value() {
             "qwen3",
             json!({"layer_types": vec!["chunked_attention"; 4]}),
             "known: full_attention, sliding_attention",
+        ),
+        (
+            "mixtral",
+            json!({"router_jitter_noise": 0.1}),
+            "'router_jitter_noise' is 0.1, which is not supported; set it to 0.0",
+        ),
+        (
+            "mixtral",
+            json!({"num_experts_per_tok": 9}),
+            "'num_experts_per_tok' is 9, but must be at most the 8 experts of a layer",
+        ),
+        (
+            "mixtral",
+            json!({"num_local_experts": 0}),
+            "'num_local_experts' is 0, but must be a positive whole number",
+        ),
+        (
+            "qwen3_moe",
+            json!({"num_local_experts": 4, "num_experts": 8}),
+            "'num_local_experts' is 4, but must be equal to num_experts (8)",
+        ),
+        (
+            "qwen3_moe",
+            json!({"num_experts": 70000}),
+            "'num_experts' is 70000, but must be at most 65536",
+        ),
+        (
+            "qwen3_moe",
+            json!({"mlp_only_layers": ["a"]}),
+            "'mlp_only_layers' is [\"a\"], but must be a list of whole numbers",
         ),
         (
             "mistral",

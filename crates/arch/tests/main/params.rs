@@ -23,6 +23,54 @@ fn counts_are_those_of_the_published_model() {
 }
 
 #[test]
+fn experts_are_counted_as_often_as_a_token_goes_to_them() {
+    // Qwen/Qwen3-30B-A3B: 30,532,122,624 parameters, 3.3 billion of them at work for a token
+    let c = ModelConfig::from_json(
+        r#"{"model_type": "qwen3_moe", "vocab_size": 151936, "hidden_size": 2048,
+            "intermediate_size": 6144, "num_hidden_layers": 48, "num_attention_heads": 32,
+            "num_key_value_heads": 4, "head_dim": 128, "num_experts": 128,
+            "num_experts_per_tok": 8, "moe_intermediate_size": 768, "norm_topk_prob": true}"#,
+    )
+    .unwrap();
+    assert_eq!(c.param_count(), 30_532_122_624);
+    let attention = 2048 * 128 * (32 + 4 + 4 + 32);
+    let layer = attention + 128 * 2048 + 8 * 3 * 2048 * 768;
+    assert_eq!(c.matmul_params(), 48 * layer + 151_936 * 2048);
+    // mistralai/Mixtral-8x7B-v0.1
+    let c = ModelConfig::from_json(
+        r#"{"model_type": "mixtral", "vocab_size": 32000, "hidden_size": 4096,
+            "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+            "num_key_value_heads": 8}"#,
+    )
+    .unwrap();
+    assert_eq!(c.param_count(), 46_702_792_704);
+
+    let params = c.params();
+    let find = |name: &str| params.iter().find(|p| p.name == name).unwrap();
+    let router = find("model.layers.3.block_sparse_moe.gate.weight");
+    assert_eq!(
+        (router.segment, router.shard, router.expert),
+        (8, Shard::Inside, None)
+    );
+    assert_eq!(router.shape, [8, 4096]);
+    let down = find("model.layers.3.block_sparse_moe.experts.5.w2.weight");
+    assert_eq!(
+        (down.segment, down.shard, down.expert),
+        (8, Shard::Row(Cut::Column), Some(5))
+    );
+    assert_eq!(down.shape, [4096, 14336]);
+    // in the order of the forward: gate, up, down of one expert after another
+    let order = params.iter().filter(|p| p.segment == 8).skip(2).take(4);
+    let order: Vec<_> = order
+        .map(|p| &p.name["model.layers.3.block_sparse_moe.experts.".len()..])
+        .collect();
+    assert_eq!(
+        order,
+        ["0.w1.weight", "0.w3.weight", "0.w2.weight", "1.w1.weight"]
+    );
+}
+
+#[test]
 fn flops_count_matrices_and_what_attention_sees() {
     let c = config("");
     let attention = 28.0 * 4.0 * 16.0 * 128.0;

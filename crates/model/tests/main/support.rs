@@ -12,9 +12,12 @@ pub const MODELS: &[&str] = &[
     "llama-bias-sharded",
     "llama-linear",
     "mistral-window",
+    "mixtral",
     "qwen2-window",
     "qwen2-yarn",
     "qwen3-bf16",
+    "qwen3-moe",
+    "qwen3-moe-sparse-step",
     "qwen3-tied",
 ];
 

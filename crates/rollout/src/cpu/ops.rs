@@ -122,6 +122,18 @@ impl RowOps {
         });
     }
 
+    fn shares<E: Elem>(&self, x: &Tensor, y: &mut Tensor) {
+        let size = x.size()[1] as usize;
+        let (x, y) = (elements::<E>(x), elements_mut::<f32>(y));
+        let out = Shared(y.as_mut_ptr());
+        self.rows(x.len() / size.max(1), size, |r| {
+            let r = r.start * size..r.end * size;
+            // SAFETY: pieces are disjoint ranges of rows.
+            let y = unsafe { std::slice::from_raw_parts_mut(out.get().add(r.start), r.len()) };
+            pointwise::softmax(&x[r], size, y);
+        });
+    }
+
     fn matrix<E: Elem>(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) {
         let (n, k) = (weight.size()[0] as usize, weight.size()[1] as usize);
         let matrix = gemm::Matrix {
@@ -181,6 +193,16 @@ impl model::Ops for RowOps {
         match x.kind() {
             Kind::BFloat16 => self.matrix::<bf16>(&x, weight, bias, &mut y),
             _ => self.matrix::<f32>(&x, weight, bias, &mut y),
+        }
+        y
+    }
+
+    fn softmax(&self, x: &Tensor) -> Tensor {
+        let x = x.contiguous();
+        let mut y = Tensor::empty(x.size(), (Kind::Float, Device::Cpu));
+        match x.kind() {
+            Kind::BFloat16 => self.shares::<bf16>(&x, &mut y),
+            _ => self.shares::<f32>(&x, &mut y),
         }
         y
     }

@@ -1,6 +1,6 @@
-//! Norm, rotary position and SwiGLU of rows; arithmetic in f32, rounded once.
+//! Norm, rotary position, SwiGLU and softmax of rows; arithmetic in f32, rounded once.
 
-use kernels::elem::{Elem, LANES, exp_neg};
+use kernels::elem::{Elem, LANES, exp_neg, sum};
 use kernels::multiversion;
 
 multiversion! {
@@ -66,6 +66,23 @@ fn swiglu_body<E: Elem>(gate: &[E], up: &[E], y: &mut [E]) {
     }
 }
 
+multiversion! {
+    /// `y = e^x / sum(e^x)` for each row of `size` elements.
+    pub fn softmax[E: Elem][E](x: &[E], size: usize, y: &mut [f32]) = softmax_body
+}
+
+#[inline(always)]
+fn softmax_body<E: Elem>(x: &[E], size: usize, y: &mut [f32]) {
+    for (x, y) in x.chunks_exact(size).zip(y.chunks_exact_mut(size)) {
+        let max = x.iter().fold(f32::NEG_INFINITY, |m, v| m.max(v.to_f32()));
+        for (y, x) in y.iter_mut().zip(x) {
+            *y = exp_neg(x.to_f32() - max);
+        }
+        let total = sum(size, |i| y[i]);
+        y.iter_mut().for_each(|y| *y /= total);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -89,6 +106,15 @@ mod tests {
         for i in 0..100 {
             let exact = x[i] as f64 / (1.0 + (-x[i] as f64).exp()) * up[i] as f64;
             assert!((exact - y[i] as f64).abs() < 1e-5 * exact.abs().max(1.0));
+        }
+        softmax(&x, 50, &mut y);
+        for (x, y) in x.chunks(50).zip(y.chunks(50)) {
+            let max = x.iter().fold(f32::MIN, |m, v| m.max(*v)) as f64;
+            let total: f64 = x.iter().map(|v| (*v as f64 - max).exp()).sum();
+            for (x, y) in x.iter().zip(y) {
+                let exact = (*x as f64 - max).exp() / total;
+                assert!((exact - *y as f64).abs() < 1e-6 * exact);
+            }
         }
         let angles: Vec<f32> = (0..5).map(|i| i as f32).collect();
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|a| (a.cos(), a.sin())).unzip();

@@ -5,5 +5,6 @@ mod bits;
 mod cache;
 mod common;
 mod episodes;
+mod experts;
 mod fixtures;
 mod stops;

@@ -173,6 +173,10 @@ training_config! {
         pub dynamic_sampling: bool = false,
         /// Completions cut at `max_tokens`: `keep`, `filter`, or `{ buffer, factor }`.
         pub overlong: OverlongCompletion = OverlongCompletion::Plain(PlainOverlong::Keep),
+        /// Updates send tokens to the experts that sampling sent them to; a model without experts
+        /// has none to replay.
+        #[serde(skip_serializing_if = "crate::kinds::training::is_true")]
+        pub routing_replay: bool = true,
         /// Steps between greedy evaluations on held-out tasks; 0 never evaluates.
         pub validate_every: u64 = 0,
         /// Held-out tasks of one evaluation.

@@ -55,6 +55,7 @@ pub struct Training {
     pub grad_clip: f64,
     pub dtype: Dtype,
     pub packing: bool,
+    pub router_aux_loss_coef: f64,
     pub seed: u64,
 }
 
@@ -79,6 +80,7 @@ impl Training {
         check::fraction("betas[1]", self.betas[1])?;
         check::positive("eps", self.eps)?;
         check::not_negative("grad_clip", self.grad_clip)?;
+        check::not_negative("router_aux_loss_coef", self.router_aux_loss_coef)?;
         if let Length::Steps(steps) = self.length
             && self.warmup > steps
         {
@@ -116,6 +118,16 @@ pub(crate) fn settle_length(
         },
         _ => Ok(()),
     }
+}
+
+/// Leaves a field that is off out of the key.
+pub(crate) fn is_zero(x: &f64) -> bool {
+    *x == 0.0
+}
+
+/// Leaves a field that is on, as it was before it could be off, out of the key.
+pub(crate) fn is_true(x: &bool) -> bool {
+    *x
 }
 
 /// A configuration struct with a default for every field.
@@ -180,6 +192,9 @@ macro_rules! training_config {
                 pub dtype: $crate::kinds::Dtype = $crate::kinds::Dtype::Fp32,
                 /// Whether a microbatch packs sequences end to end, rather than padding them.
                 pub packing: bool = true,
+                /// Weight of the loss that balances the load of experts, over the whole batch; 0 is off.
+                #[serde(skip_serializing_if = "crate::kinds::training::is_zero")]
+                pub router_aux_loss_coef: f64 = 0.0,
                 /// Seed of every draw.
                 pub seed: u64 = 0,
                 $($rest)*
@@ -206,6 +221,7 @@ macro_rules! training_config {
                     grad_clip: self.grad_clip,
                     dtype: self.dtype,
                     packing: self.packing,
+                    router_aux_loss_coef: self.router_aux_loss_coef,
                     seed: self.seed,
                 }
             }

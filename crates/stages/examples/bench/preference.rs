@@ -71,5 +71,6 @@ fn pair(index: usize) -> Unit {
     Unit {
         prefix: model::tokens(PROMPT, index),
         branches: vec![branch(0), branch(1)],
+        ..Unit::default()
     }
 }

@@ -114,6 +114,7 @@ fn accumulate(
                     mask: vec![true; sample.tokens.len()],
                 })
                 .collect(),
+            ..Unit::default()
         })
         .collect();
     let device = policy.config().device;

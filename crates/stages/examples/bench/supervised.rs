@@ -16,11 +16,11 @@ pub fn run(setup: &Setup, kind: Kind) -> Result<Value> {
     let mut policy = model::policy(setup, kind)?;
     let mut optimizer = model::optimizer();
     let unit = |row| Unit {
-        prefix: Vec::new(),
         branches: vec![Branch {
             tokens: model::tokens(LENGTH, row),
             mask: (0..LENGTH).map(|i| i > 0).collect(),
         }],
+        ..Unit::default()
     };
     let units: Vec<Unit> = (0..ROWS).map(unit).collect();
     let coefficient = sft::coefficient(units.iter().map(Unit::masked).sum());

@@ -134,11 +134,11 @@ fn unit(algorithm: Algorithm, index: usize, stream: &mut Stream) -> Unit {
             let mask =
                 (0..n).map(|i| i > 0 && i + 1 < n.max(3) && !(i + index as u64).is_multiple_of(3));
             Unit {
-                prefix: vec![],
                 branches: vec![Branch {
                     tokens,
                     mask: mask.collect(),
                 }],
+                ..Unit::default()
             }
         }
         Algorithm::Dpo | Algorithm::Grpo => {
@@ -161,7 +161,11 @@ fn unit(algorithm: Algorithm, index: usize, stream: &mut Stream) -> Unit {
                 }
             });
             let branches = branches.collect();
-            Unit { prefix, branches }
+            Unit {
+                prefix,
+                branches,
+                replay: None,
+            }
         }
     }
 }

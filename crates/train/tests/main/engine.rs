@@ -2,7 +2,7 @@
 
 use arch::ModelConfig;
 use model::{Decoder, Layout};
-use parallel::{Engine, Grads, Microbatch, Whole};
+use parallel::{Engine, Grads, Microbatch, Moe, Whole};
 use tch::{Kind, Tensor};
 use train::{Checkpointing, Entropy, LossOut, Policy, PolicyConfig};
 
@@ -142,6 +142,7 @@ fn ranges_of_segments_give_the_bits_of_all_at_once() {
             tokens: Tensor::from_slice(&[5i64, 1, 7, 7, 0, 3, 2, 9, 4]),
             layout: Layout::sequences(&[4, 3, 2]),
             keep: Some(Tensor::from_slice(&[1i64, 1, 6, 8])),
+            routes: None,
         };
         for checkpointing in [
             Checkpointing::None,
@@ -153,6 +154,7 @@ fn ranges_of_segments_give_the_bits_of_all_at_once() {
                 parameters: &Whole(&weights),
                 ops: &kernels::Fused,
                 checkpointing,
+                moe: &Moe::default(),
             };
             let (want, whole) = walk_in_pieces(&engine, &batch, &[]);
             let last = decoder.segments.len() - 1;

@@ -233,6 +233,7 @@ fn units_that_cannot_be_computed_are_refused_by_name() {
     let unit = |prefix: Vec<u32>, tokens: Vec<u32>, mask: Vec<bool>| Unit {
         prefix,
         branches: vec![Branch { tokens, mask }],
+        ..Unit::default()
     };
     for (bad, says) in [
         (

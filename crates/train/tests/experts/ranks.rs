@@ -1,0 +1,109 @@
+//! Experts on several ranks: threads over Gloo give what one rank gives.
+
+use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::rc::Rc;
+use std::time::Duration;
+
+use arch::ModelConfig;
+use arch::mesh::Mesh;
+use tch::Kind;
+use train::{Checkpointing, Groups, PolicyConfig};
+
+use crate::cases::{self, Algorithm};
+use crate::models::{mixtral, qwen};
+
+/// What a rank saw of one batch.
+struct Seen {
+    loss: f64,
+    metrics: BTreeMap<String, f64>,
+    grads: BTreeMap<String, Vec<f64>>,
+    logprobs: Vec<f32>,
+}
+
+fn step(model: &ModelConfig, config: &PolicyConfig, count: usize, groups: Rc<Groups>) -> Seen {
+    let units = cases::units(Algorithm::Grpo, count, 31);
+    let loss = cases::loss(Algorithm::Grpo, &units);
+    let mut policy = cases::policy_of(model, config.clone(), groups);
+    let got = policy.accumulate(&units, &loss).expect("a step");
+    let flat = |t: &tch::Tensor| Vec::try_from(t.flatten(0, -1)).expect("numbers");
+    let grads = policy.grads().iter();
+    Seen {
+        loss: got.loss,
+        metrics: got.metrics.0,
+        grads: grads.map(|(n, t)| (n.to_owned(), flat(t))).collect(),
+        logprobs: policy.logprobs(&units).expect("values").concat().concat(),
+    }
+}
+
+/// Every rank's result, each rank a thread.
+fn on(mesh: Mesh, model: &ModelConfig, config: &PolicyConfig, count: usize) -> Vec<Seen> {
+    let port = {
+        let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        free.local_addr().expect("an address").port()
+    };
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = (0..mesh.size())
+            .map(|rank| {
+                scope.spawn(move || {
+                    let wait = Duration::from_secs(60);
+                    let groups = Groups::join(mesh, rank, "127.0.0.1", port, wait).expect("groups");
+                    step(model, config, count, groups)
+                })
+            })
+            .collect();
+        ranks
+            .into_iter()
+            .map(|r| r.join().expect("a rank"))
+            .collect()
+    })
+}
+
+fn norm(x: &[f64]) -> f64 {
+    x.iter().map(|v| v * v).sum::<f64>().sqrt()
+}
+
+#[test]
+fn experts_on_ranks_give_what_one_rank_gives() {
+    let mesh = |ep, dp_shard| Mesh {
+        ep,
+        dp_shard,
+        ..Mesh::solo()
+    };
+    // five experts on two ranks are three and two; one unit leaves all ranks but one without rows
+    for (model, mesh, count, checkpointing) in [
+        (mixtral(), mesh(2, 1), 7, Checkpointing::None),
+        (qwen(), mesh(2, 1), 1, Checkpointing::Full),
+        (qwen(), mesh(4, 1), 5, Checkpointing::Selective),
+        (mixtral(), mesh(2, 2), 6, Checkpointing::Full),
+    ] {
+        let config = PolicyConfig {
+            kind: Kind::Double,
+            microbatch_tokens: 40,
+            router_aux_loss_coef: 0.1,
+            checkpointing,
+            ..PolicyConfig::default()
+        };
+        let alone = step(&model, &config, count, Groups::solo());
+        for (rank, seen) in on(mesh, &model, &config, count).into_iter().enumerate() {
+            let what = format!("{} {mesh} rank {rank}", model.family.model_type);
+            assert!((seen.loss - alone.loss).abs() < 1e-10, "{what}");
+            assert_eq!(seen.grads.len(), alone.grads.len());
+            for (name, want) in &alone.grads {
+                let off: Vec<f64> = seen.grads[name]
+                    .iter()
+                    .zip(want)
+                    .map(|(a, b)| a - b)
+                    .collect();
+                let off = norm(&off) / norm(want);
+                assert!(off < 1e-9, "{what}: {name} is off by {off:e}");
+            }
+            for (name, want) in &alone.metrics {
+                assert!((seen.metrics[name] - want).abs() < 1e-9, "{what}: {name}");
+            }
+            for (a, b) in seen.logprobs.iter().zip(&alone.logprobs) {
+                assert!((a - b).abs() < 1e-6, "{what}");
+            }
+        }
+    }
+}
