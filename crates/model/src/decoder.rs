@@ -4,7 +4,7 @@
 //! the residual stream, `[rows, hidden]`, so an engine can cut, recompute or send at any of them.
 
 use crate::moe::{self, Dispatch, Routing};
-use crate::{Attend, AttendSpec, Ops, Weights, ops::table_kind};
+use crate::{Attend, AttendSpec, Ops, Split, Unsplit, Weights, ops::table_kind};
 use arch::ModelConfig;
 use tch::{Device, Kind, Tensor};
 
@@ -51,6 +51,8 @@ pub struct Context<'a> {
     pub attend: &'a dyn Attend,
     /// Norm, rotation, SwiGLU, linear and softmax.
     pub ops: &'a dyn Ops,
+    /// How ranks share the segment's matrices.
+    pub split: &'a dyn Split,
     /// Rows to their experts and back.
     pub dispatch: &'a dyn Dispatch,
     /// What looks at the routers' choices, or takes their place.
@@ -58,8 +60,8 @@ pub struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// For rows at `positions` (`[rows]`, int64, on the device of the weights), computed in `kind`;
-    /// all experts lie here, and the routers choose.
+    /// For rows at `positions` (`[rows]`, int64, on the device of the weights), computed in `kind`
+    /// by one rank; all experts lie here, and the routers choose.
     pub fn new(
         decoder: &Decoder,
         positions: &Tensor,
@@ -73,8 +75,20 @@ impl<'a> Context<'a> {
             sin,
             attend,
             ops,
+            split: &Unsplit,
             dispatch: &moe::Local,
             routing: &moe::Free,
+        }
+    }
+}
+
+impl Context<'_> {
+    /// A linear map of which every rank has some columns; the bias is added once, to the sum.
+    fn row_cut(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let sum = self.split.leave(self.ops.linear(x, weight, None));
+        match bias {
+            Some(bias) => sum + bias,
+            None => sum,
         }
     }
 }
@@ -116,13 +130,14 @@ impl Decoder {
 
     /// Runs one segment. `params` are its parameters in the order of [`Segment::params`]; `x` is
     /// `[rows]` token ids (int64) for the embedding, `[rows, hidden]` for the others. The result
-    /// is `[rows, hidden]`. Differentiable in `params` and `x` by plain autograd.
+    /// is `[rows, hidden]`. Differentiable in `params` and `x` by plain autograd. The parameters
+    /// may be a rank's part, whole heads and columns: their own shapes say how many.
     ///
     /// # Panics
     /// If shapes do not fit, as libtorch does; [`Weights`] of the same configuration fit.
     pub fn run(&self, segment: usize, params: &[Tensor], x: &Tensor, ctx: &Context) -> Tensor {
         match self.segments[segment].kind {
-            SegmentKind::Embed => Tensor::embedding(&params[0], x, -1, false, false),
+            SegmentKind::Embed => ctx.split.look_up(&params[0], x),
             SegmentKind::Attention(layer) => self.attention(layer, params, x, ctx),
             SegmentKind::Mlp(_) => self.mlp(params, x, ctx),
             SegmentKind::Moe(layer) => self.moe(layer, params, x, ctx),
@@ -172,14 +187,15 @@ impl Decoder {
 
     fn attention(&self, layer: usize, params: &[Tensor], x: &Tensor, ctx: &Context) -> Tensor {
         let c = &self.config;
-        let (heads, kv_heads, d) = (c.heads as i64, c.kv_heads as i64, c.head_dim as i64);
+        let d = c.head_dim as i64;
         let mut p = Params(params.iter());
         let y = ctx.ops.rms_norm(x, p.weight(), c.norm_eps);
-        let mut project = |n: i64| {
+        let y = ctx.split.enter(y);
+        let mut project = || {
             let (w, b) = p.linear(c.qkv_bias);
-            ctx.ops.linear(&y, w, b).view([-1, n, d])
+            ctx.ops.linear(&y, w, b).view([-1, w.size()[0] / d, d])
         };
-        let (mut q, mut k, v) = (project(heads), project(kv_heads), project(kv_heads));
+        let (mut q, mut k, v) = (project(), project(), project());
         let (o_weight, o_bias) = p.linear(c.o_bias);
         if c.qk_norm {
             q = ctx.ops.rms_norm(&q, p.weight(), c.norm_eps);
@@ -190,29 +206,33 @@ impl Decoder {
             scale: 1.0 / (c.head_dim as f64).sqrt(),
             window: c.windows[layer],
         };
+        let width = o_weight.size()[1];
         let seen = ctx
             .attend
             .attend(layer, &q, &k, &v, &spec)
-            .reshape([-1, heads * d]);
-        x + ctx.ops.linear(&seen, o_weight, o_bias)
+            .reshape([-1, width]);
+        x + ctx.row_cut(&seen, o_weight, o_bias)
     }
 
     fn mlp(&self, params: &[Tensor], x: &Tensor, ctx: &Context) -> Tensor {
         let c = &self.config;
         let mut p = Params(params.iter());
         let y = ctx.ops.rms_norm(x, p.weight(), c.norm_eps);
-        let mut project = |x: &Tensor| {
+        let y = ctx.split.enter(y);
+        let mut project = || {
             let (w, b) = p.linear(c.mlp_bias);
-            ctx.ops.linear(x, w, b)
+            ctx.ops.linear(&y, w, b)
         };
-        let (gate, up) = (project(&y), project(&y));
-        x + project(&ctx.ops.swiglu(&gate, &up))
+        let (gate, up) = (project(), project());
+        let (weight, bias) = p.linear(c.mlp_bias);
+        x + ctx.row_cut(&ctx.ops.swiglu(&gate, &up), weight, bias)
     }
 
     fn moe(&self, layer: usize, params: &[Tensor], x: &Tensor, ctx: &Context) -> Tensor {
         let c = &self.config;
         let y = ctx.ops.rms_norm(x, &params[0], c.norm_eps);
-        x + moe::mix(c, layer, &params[1..], &y, ctx)
+        let y = ctx.split.enter(y);
+        x + ctx.split.leave(moe::mix(c, layer, &params[1..], &y, ctx))
     }
 }
 

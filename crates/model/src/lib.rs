@@ -10,8 +10,10 @@
 //! | [`moe`] | [`Dispatch`] and [`Routing`]: rows to experts and back |
 //! | [`ops`] | [`Ops`] and its libtorch implementation |
 //! | [`attend`] | [`Attend`], [`Layout`], and [`Packed`] training attention |
+//! | [`split`] | [`Split`]: how ranks share a segment's matrices and rows |
 //!
-//! What crosses ranks or differs by device inside a segment ([`Attend`], [`Dispatch`], [`Ops`]) is injected:
+//! What crosses ranks or differs by device inside a segment ([`Attend`], [`Dispatch`], [`Ops`],
+//! [`Split`]) is injected:
 //! nothing here knows of ranks.
 
 pub mod attend;
@@ -22,12 +24,14 @@ pub mod files;
 pub mod moe;
 pub mod ops;
 pub mod save;
+pub mod split;
 pub mod weights;
 
 pub use attend::packed::Packed;
-pub use attend::{Attend, AttendSpec, Layout, Span};
+pub use attend::{Attend, AttendSpec, Layout, Share, Span};
 pub use decoder::{Context, Decoder, Segment, SegmentKind};
 pub use error::Error;
 pub use moe::{Dispatch, Routing};
 pub use ops::{Libtorch, Ops};
+pub use split::{Split, Unsplit};
 pub use weights::Weights;

@@ -10,9 +10,10 @@
 
 use std::ops::Range;
 
-use model::{Context, Decoder, Layout, Ops, Packed, Segment, SegmentKind, Weights};
+use model::{Context, Decoder, Layout, Ops, Segment, SegmentKind, Weights};
 use tch::{Kind, Tensor};
 
+use crate::inside::{Inside, Scene};
 use crate::routes::Told;
 use crate::{Error, Gradients, Moe, Routes};
 
@@ -45,7 +46,7 @@ impl Checkpointing {
 pub trait Parameters {
     /// The compute kind.
     fn kind(&self) -> Kind;
-    /// The segment's whole parameters in compute kind, in the order `Decoder::run` takes them.
+    /// The segment's parameters, this rank's parts of the matrices, in compute kind, in the order `Decoder::run` takes them.
     fn gather(&self, segment: &Segment) -> Result<Vec<Tensor>, Error>;
     /// The engine no longer needs what [`gather`](Parameters::gather) gave for this segment,
     /// until it gathers again.
@@ -92,6 +93,8 @@ pub struct Engine<'a> {
     pub parameters: &'a dyn Parameters,
     /// Operators of the device.
     pub ops: &'a dyn Ops,
+    /// The ranks that share a microbatch. Each runs its own rows, in parts of the matrices.
+    pub inside: &'a Inside,
     /// What forward keeps for backward.
     pub checkpointing: Checkpointing,
     /// Where experts lie, and how rows go to them.
@@ -101,8 +104,7 @@ pub struct Engine<'a> {
 /// A forward over a range of segments that can be walked back once.
 pub struct Walk<'a> {
     engine: Engine<'a>,
-    batch: &'a Microbatch,
-    scene: Scene,
+    scene: Scene<'a>,
     /// Index of the first segment.
     first: usize,
     /// One per segment.
@@ -123,39 +125,30 @@ struct Graph {
     parameters: Vec<Tensor>,
 }
 
-/// What all segments of one microbatch share.
-struct Scene {
-    cos: Tensor,
-    sin: Tensor,
-    attend: Packed,
-    /// What is known of all rows, and of the kept ones.
-    routes: Option<Routes>,
-    kept: Option<Routes>,
-}
-
 impl<'a> Engine<'a> {
     /// All segments: token ids to hidden states `[kept, hidden]` after the final norm, with what is
-    /// needed to walk back.
-    pub fn forward(&self, batch: &'a Microbatch) -> Result<Walk<'a>, Error> {
+    /// needed to walk back. Where ranks share the rows, these are the kept rows of
+    /// [`Inside::own`].
+    pub fn forward(&self, batch: &Microbatch) -> Result<Walk<'a>, Error> {
         let tokens = batch.tokens.shallow_clone();
         self.forward_range(self.all(), tokens, batch)
     }
 
-    /// The segments of `range`, from the boundary before its first: token ids `[rows]` when that is
-    /// the embedding, else `[rows, hidden]`, and `[kept, hidden]` once the segment after the last
-    /// attention has run. That segment chooses the kept rows, so whoever runs it gets all rows.
+    /// The segments of `range`, from the boundary before its first: the microbatch's token ids when
+    /// that is the embedding, else `[rows, hidden]`, and `[kept, hidden]` once the segment after
+    /// the last attention has run; rows are this rank's ([`Engine::boundary_rows`]). That segment
+    /// chooses the kept rows, so whoever runs it gets all rows.
     pub fn forward_range(
         &self,
         range: Range<usize>,
         input: Tensor,
-        batch: &'a Microbatch,
+        batch: &Microbatch,
     ) -> Result<Walk<'a>, Error> {
-        let scene = self.scene(batch)?;
-        let first = range.start;
+        let (scene, mut x) = self.start(&range, input, batch)?;
+        let (first, end) = (range.start, range.end);
         let mut steps = Vec::with_capacity(range.len());
-        let mut x = input;
         for index in range {
-            let input = leaf(&self.enter(index, x, batch));
+            let input = leaf(&self.enter(index, x, &scene)?);
             let keeps = self.checkpointing.keeps(self.decoder.segments[index].kind);
             let graph = match keeps {
                 true => Some(self.run_graph(index, &input, &scene, true)?),
@@ -169,11 +162,10 @@ impl<'a> Engine<'a> {
         }
         Ok(Walk {
             engine: *self,
-            batch,
+            output: self.finish(end, x, &scene)?,
             scene,
             first,
             steps,
-            output: x,
         })
     }
 
@@ -190,19 +182,21 @@ impl<'a> Engine<'a> {
         input: Tensor,
         batch: &Microbatch,
     ) -> Result<Tensor, Error> {
-        let scene = self.scene(batch)?;
-        let mut x = input;
+        let (scene, mut x) = self.start(&range, input, batch)?;
+        let end = range.end;
         for index in range {
-            x = self.run_plain(index, &self.enter(index, x, batch), &scene)?;
+            x = self.run_plain(index, &self.enter(index, x, &scene)?, &scene)?;
         }
-        Ok(x)
+        self.finish(end, x, &scene)
     }
 
-    /// Rows of the boundary before segment `index` (the output of all, at their count).
+    /// This rank's rows of the boundary before segment `index` (the output of all, at their count).
     pub fn boundary_rows(&self, index: usize, batch: &Microbatch) -> i64 {
-        match &batch.keep {
-            Some(keep) if index > self.first_kept() => keep.size()[0],
-            _ => batch.tokens.size()[0],
+        let rows = self.inside.boundary(batch);
+        match index {
+            i if i == self.decoder.segments.len() => rows.finished,
+            i if i > self.first_kept() => rows.kept,
+            _ => rows.all,
         }
     }
 
@@ -210,28 +204,39 @@ impl<'a> Engine<'a> {
         0..self.decoder.segments.len()
     }
 
-    fn scene(&self, batch: &Microbatch) -> Result<Scene, Error> {
-        let device = batch.tokens.device();
-        let positions = Tensor::from_slice(&batch.layout.positions()).to_device(device);
-        let (cos, sin) = self.decoder.rope(&positions, self.parameters.kind());
-        Ok(Scene {
-            cos,
-            sin,
-            attend: Packed::new(&batch.layout, device)?,
-            routes: batch.routes.as_ref().map(Routes::share),
-            kept: batch.routes.as_ref().map(|routes| match &batch.keep {
-                Some(keep) => routes.select(keep),
-                None => routes.share(),
-            }),
-        })
+    fn start(
+        &self,
+        range: &Range<usize>,
+        input: Tensor,
+        batch: &Microbatch,
+    ) -> Result<(Scene<'a>, Tensor), Error> {
+        let kind = self.parameters.kind();
+        let scene = self.inside.scene(self.decoder, batch, kind)?;
+        let x = match range.start {
+            0 => scene.ids.shallow_clone(),
+            _ => input,
+        };
+        Ok((scene, x))
     }
 
     /// The input of a segment: what follows the last attention is by row, so only kept rows go on.
-    fn enter(&self, index: usize, x: Tensor, batch: &Microbatch) -> Tensor {
-        match &batch.keep {
-            Some(keep) if index == self.first_kept() => x.index_select(0, keep),
-            _ => x,
+    fn enter(&self, index: usize, x: Tensor, scene: &Scene) -> Result<Tensor, Error> {
+        if index != self.first_kept() {
+            return Ok(x);
         }
+        let x = scene.choose(x);
+        self.inside.check()?;
+        Ok(x)
+    }
+
+    /// The output of a range that ends at `end`.
+    fn finish(&self, end: usize, x: Tensor, scene: &Scene) -> Result<Tensor, Error> {
+        if end != self.decoder.segments.len() {
+            return Ok(x);
+        }
+        let x = scene.finish(x);
+        self.inside.check()?;
+        Ok(x)
     }
 
     /// The segment that only kept rows enter: the one after the last attention, or after the last
@@ -254,6 +259,7 @@ impl<'a> Engine<'a> {
         drop(parameters);
         self.parameters.release(segment);
         self.moe.check()?;
+        self.inside.check()?;
         Ok(output)
     }
 
@@ -269,6 +275,7 @@ impl<'a> Engine<'a> {
         let parameters: Vec<Tensor> = self.parameters.gather(segment)?.iter().map(leaf).collect();
         let output = tch::with_grad(|| self.run(index, &parameters, input, scene, first));
         self.moe.check()?;
+        self.inside.check()?;
         Ok(Graph { output, parameters })
     }
 
@@ -297,8 +304,9 @@ impl<'a> Engine<'a> {
         let context = Context {
             cos: scene.cos.shallow_clone(),
             sin: scene.sin.shallow_clone(),
-            attend: &scene.attend,
+            attend: &*scene.attend,
             ops: self.ops,
+            split: scene.split(),
             dispatch,
             routing: &told,
         };
@@ -320,18 +328,22 @@ impl Walk<'_> {
         d_output: Tensor,
         grads: &mut dyn Gradients,
     ) -> Result<Option<Tensor>, Error> {
-        let mut d_output = d_output;
+        let (engine, scene) = (self.engine, &self.scene);
+        let mut d_output = match self.first + self.steps.len() == engine.decoder.segments.len() {
+            true => scene.finish_back(d_output),
+            false => d_output,
+        };
+        engine.inside.check()?;
         while let Some(step) = self.steps.pop() {
             let index = self.first + self.steps.len();
             if index == 0 {
-                self.embedding(&step.input, &d_output, grads)?;
+                self.embedding(d_output, grads)?;
                 return Ok(None);
             }
             d_output = self.segment(index, step, d_output, grads)?;
-            if index == self.engine.first_kept()
-                && let Some(keep) = &self.batch.keep
-            {
-                d_output = self.scatter(keep, &d_output);
+            if index == engine.first_kept() {
+                d_output = self.scene.choose_back(d_output);
+                engine.inside.check()?;
             }
         }
         Ok(Some(d_output))
@@ -360,6 +372,7 @@ impl Walk<'_> {
             // no rows: nothing was computed
             sources.iter().map(|_| None).collect()
         };
+        engine.inside.check()?;
         drop((output, parameters));
         engine.parameters.release(segment);
         engine.moe.check()?;
@@ -373,43 +386,16 @@ impl Walk<'_> {
         Ok(d_input.unwrap_or_else(|| input.zeros_like()))
     }
 
-    /// The embedding is a look-up: its gradient is taken in accumulation kind, as a frequent token
-    /// would lose its small terms in bf16.
-    fn embedding(
-        &self,
-        tokens: &Tensor,
-        d_output: &Tensor,
-        grads: &mut dyn Gradients,
-    ) -> Result<(), Error> {
-        let decoder = self.engine.decoder;
-        if tokens.size()[0] > 0 {
-            let vocabulary = decoder.config.vocab_size as i64;
-            grads.add(
-                &decoder.segments[0].params[0],
-                sum_rows(d_output, tokens, vocabulary),
-            )?;
+    fn embedding(&self, d_output: Tensor, grads: &mut dyn Gradients) -> Result<(), Error> {
+        if d_output.size()[0] == 0 {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// Gradient of the rows before the choice of kept ones: several may come from one row.
-    fn scatter(&self, keep: &Tensor, d_kept: &Tensor) -> Tensor {
-        sum_rows(d_kept, keep, self.batch.tokens.size()[0]).to_kind(d_kept.kind())
-    }
-}
-
-/// `[n, d] -> [rows, d]`: sums the rows of `x` that go to the same place. Unlike `index_add`, this
-/// adds in a fixed order on every device.
-fn sum_rows(x: &Tensor, places: &Tensor, rows: i64) -> Tensor {
-    tch::no_grad(|| Tensor::embedding_dense_backward(&widen(x), places, rows, -1, false))
-}
-
-/// fp32, or fp64 if it is.
-fn widen(x: &Tensor) -> Tensor {
-    if x.kind() == Kind::Double {
-        x.shallow_clone()
-    } else {
-        x.to_kind(Kind::Float)
+        let decoder = self.engine.decoder;
+        let grad = self
+            .scene
+            .embedding_back(d_output, decoder.config.vocab_size);
+        self.engine.inside.check()?;
+        grads.add(&decoder.segments[0].params[0], grad)
     }
 }
 

@@ -6,12 +6,16 @@
 //! other implementations of these two doors, never changes of model files.
 
 mod collective;
+mod cp;
+mod crossing;
 mod engine;
 mod ep;
 mod error;
 mod grads;
 mod groups;
+mod inside;
 mod routes;
+mod tp;
 
 pub use collective::{Collective, Count, Counts, Gloo, Net, Pending, Solo};
 pub use engine::{Checkpointing, Engine, Microbatch, Parameters, Walk, Whole};
@@ -19,4 +23,5 @@ pub use ep::AllToAll;
 pub use error::Error;
 pub use grads::{Gradients, Grads};
 pub use groups::Groups;
+pub use inside::Inside;
 pub use routes::{Load, Moe, Routes};

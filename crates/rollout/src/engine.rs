@@ -12,7 +12,7 @@ use crate::sampler::{Choice, Pick, Scratch, choose};
 use crate::store::Store;
 use half::bf16;
 use kernels::elem::Elem;
-use model::{Attend, AttendSpec, Context, Decoder, Libtorch, Ops, Weights, moe};
+use model::{Attend, AttendSpec, Context, Decoder, Libtorch, Ops, Unsplit, Weights, moe};
 use tch::{Kind, Tensor};
 
 /// Positions whose rotary angles are computed at a time. libtorch computes so few elements on one
@@ -103,6 +103,7 @@ impl<'m> Engine<'m> {
             sin: self.angles.1.index_select(0, &positions),
             attend,
             ops,
+            split: &Unsplit,
             dispatch: &moe::Local,
             routing: record,
         };

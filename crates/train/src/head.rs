@@ -4,19 +4,30 @@
 //! fit one chunk; backward computes a chunk's logits again from the hidden states. When all rows
 //! fit one chunk its log-softmax is kept instead of computed again. Where the coefficients of the
 //! log-probabilities are known beforehand, one pass gives values and gradients ([`Head::fused`]).
+//!
+//! Where ranks share the vocabulary, each has the logits of its own rows of the LM matrix, and the
+//! ranks exchange three or four numbers a row: the maximum, then the sum of exponentials, the
+//! target's logit and, for the entropy, the logits' mean. All ranks see the same values.
 
+use parallel::Collective;
 use tch::{Kind, Tensor};
+
+use crate::Error;
 
 /// Bytes of fp32 logits that a chunk may hold when the recipe gives no chunk size.
 const CHUNK_BYTES: usize = 64 << 20;
 
 /// How hidden states become log-probabilities.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Head {
+#[derive(Clone, Copy)]
+pub(crate) struct Head<'a> {
     /// Logits are divided by it before the softmax.
     pub temperature: f64,
     /// Rows per chunk; `None` chooses by memory.
     pub chunk: Option<usize>,
+    /// The whole vocabulary.
+    pub vocabulary: usize,
+    /// The ranks that share it, by [`arch::slice::even`].
+    pub ranks: &'a dyn Collective,
 }
 
 /// What the head reads. No tensor carries a graph.
@@ -24,7 +35,7 @@ pub(crate) struct Head {
 pub(crate) struct Input<'a> {
     /// `[n, hidden]`, compute kind.
     pub hidden: &'a Tensor,
-    /// The LM matrix `[vocabulary, hidden]`, compute kind.
+    /// This rank's rows of the LM matrix, `[vocabulary, hidden]`, compute kind.
     pub weight: &'a Tensor,
     /// Token ids `[n]`, i64.
     pub targets: &'a Tensor,
@@ -38,13 +49,26 @@ pub(crate) struct Scored {
     pub entropy: Option<Tensor>,
     /// Log-softmax `[n, vocabulary]`, if asked for and all rows fit one chunk.
     kept: Option<Tensor>,
+    /// Logarithm of the softmax's denominator `[n]`, where ranks share the vocabulary.
+    normal: Option<Tensor>,
+}
+
+impl Scored {
+    /// Log-probabilities and, if asked for, entropies.
+    pub fn values(&self) -> Vec<Tensor> {
+        let entropy = self.entropy.iter();
+        std::iter::once(&self.logp)
+            .chain(entropy)
+            .map(Tensor::shallow_clone)
+            .collect()
+    }
 }
 
 /// Gradients of the head's inputs.
 pub(crate) struct Pulled {
-    /// `[n, hidden]`, compute kind.
+    /// `[n, hidden]`, compute kind; this rank's part of a sum, where ranks share the vocabulary.
     pub hidden: Tensor,
-    /// `[vocabulary, hidden]`, accumulation kind.
+    /// Of this rank's rows, `[vocabulary, hidden]`, accumulation kind.
     pub weight: Tensor,
 }
 
@@ -66,9 +90,10 @@ pub(crate) fn accumulation(compute: Kind) -> Kind {
     }
 }
 
-impl Head {
-    fn chunk_rows(&self, input: Input) -> i64 {
-        let vocabulary = input.weight.size()[0] as usize;
+impl Head<'_> {
+    fn chunk_rows(&self) -> i64 {
+        // the same on all ranks, also where one more row of the LM matrix is on some
+        let vocabulary = self.vocabulary.div_ceil(self.ranks.size());
         let rows = self
             .chunk
             .unwrap_or_else(|| (CHUNK_BYTES / (4 * vocabulary.max(1))).max(64));
@@ -77,52 +102,67 @@ impl Head {
 
     /// Values without gradients. `keep` holds on to the log-softmax for [`Head::backward`] when
     /// all rows fit one chunk.
-    pub fn score(&self, input: Input, entropy: bool, keep: bool) -> Scored {
+    pub fn score(&self, input: Input, entropy: bool, keep: bool) -> Result<Scored, Error> {
         let _no_grad = tch::no_grad_guard();
         let chunks = self.chunks(input);
         let mut values = Values::default();
         let mut kept = None;
         for &(at, len) in &chunks {
-            let part = input.part(at, len);
-            let lsm = self.log_softmax(&part);
-            values.read(&lsm, &part.targets, entropy);
+            let soft = self.softmax(&input.part(at, len), entropy)?;
+            let lsm = values.push(soft);
             if keep && chunks.len() == 1 {
                 kept = Some(lsm);
             }
         }
-        values.finish(kept)
+        Ok(values.finish(kept))
     }
 
-    /// Gradients of the inputs from those of the values of [`Head::score`].
+    /// Gradients of the inputs from those of the values of [`Head::score`], which has the entropy
+    /// if there is a gradient of it.
     pub fn backward(&self, input: Input, scored: Scored, pull: Pull) -> Pulled {
         let _no_grad = tch::no_grad_guard();
-        let mut kept = scored.kept;
         let mut sum = PullSum::default();
+        let mut kept = scored.kept;
         for (at, len) in self.chunks(input) {
             let part = input.part(at, len);
-            let lsm = kept.take().unwrap_or_else(|| self.log_softmax(&part));
-            self.pull_chunk(&part, lsm, &pull.part(at, len), &mut sum);
+            let narrow = |x: &Option<Tensor>| x.as_ref().map(|x| x.narrow(0, at, len));
+            let lsm = kept.take().unwrap_or_else(|| {
+                let logits = self.logits(&part);
+                match narrow(&scored.normal) {
+                    Some(normal) => logits - normal.unsqueeze(-1),
+                    None => logits.log_softmax(-1, logits.kind()),
+                }
+            });
+            let entropy = narrow(&scored.entropy);
+            self.pull_chunk(&part, lsm, entropy, &pull.part(at, len), &mut sum);
         }
         sum.finish(input)
     }
 
     /// Values and gradients in one pass, for gradients known beforehand.
-    pub fn fused(&self, input: Input, entropy: bool, pull: Pull) -> (Scored, Pulled) {
+    pub fn fused(
+        &self,
+        input: Input,
+        entropy: bool,
+        pull: Pull,
+    ) -> Result<(Scored, Pulled), Error> {
         let _no_grad = tch::no_grad_guard();
+        let entropy = entropy || pull.entropy.is_some();
         let mut values = Values::default();
         let mut sum = PullSum::default();
         for (at, len) in self.chunks(input) {
             let part = input.part(at, len);
-            let lsm = self.log_softmax(&part);
-            values.read(&lsm, &part.targets, entropy);
-            self.pull_chunk(&part, lsm, &pull.part(at, len), &mut sum);
+            let soft = self.softmax(&part, entropy)?;
+            let of_chunk = soft.entropy.as_ref().map(Tensor::shallow_clone);
+            let lsm = values.push(soft);
+            self.pull_chunk(&part, lsm, of_chunk, &pull.part(at, len), &mut sum);
         }
-        (values.finish(None), sum.finish(input))
+        Ok((values.finish(None), sum.finish(input)))
     }
 
     /// `(start, length)` of each chunk; one empty chunk when there is no row.
     fn chunks(&self, input: Input) -> Vec<(i64, i64)> {
-        let (rows, step) = (input.targets.size()[0], self.chunk_rows(input));
+        let (rows, step) = (input.targets.size()[0], self.chunk_rows());
         if rows == 0 {
             return vec![(0, 0)];
         }
@@ -132,7 +172,8 @@ impl Head {
             .collect()
     }
 
-    fn log_softmax(&self, part: &Part) -> Tensor {
+    /// Logits over the temperature `[n, vocabulary]`, accumulation kind.
+    fn logits(&self, part: &Part) -> Tensor {
         let kind = accumulation(part.weight.kind());
         let mut logits = part
             .hidden
@@ -141,30 +182,121 @@ impl Head {
         if self.temperature != 1.0 {
             logits = logits.g_div_scalar_(self.temperature);
         }
-        logits.log_softmax(-1, kind)
+        logits
+    }
+
+    fn softmax(&self, part: &Part, entropy: bool) -> Result<Softmax, Error> {
+        let logits = self.logits(part);
+        if self.ranks.size() > 1 {
+            return self.softmax_across(part, logits, entropy);
+        }
+        let lsm = logits.log_softmax(-1, logits.kind());
+        Ok(Softmax {
+            logp: at_target(&lsm, &part.targets),
+            entropy: entropy.then(|| {
+                let plogp = lsm.exp().g_mul_(&lsm);
+                row_sums(&plogp).neg_()
+            }),
+            lsm,
+            normal: None,
+        })
+    }
+
+    /// With z the logits less their maximum m over all ranks and s the sum of exp(z): the
+    /// normaliser is m + log s, and the entropy log s - sum p z.
+    fn softmax_across(
+        &self,
+        part: &Part,
+        mut logits: Tensor,
+        entropy: bool,
+    ) -> Result<Softmax, Error> {
+        let rows = logits.size()[0];
+        let mut most = logits.amax([-1i64].as_slice(), false);
+        if rows > 0 {
+            self.ranks.all_reduce_max(&mut most, "softmax maximum")?;
+        }
+        let mut z = logits.g_sub_(&most.unsqueeze(-1));
+        let (targets, here) = self.local(&part.targets);
+        let mut exp = z.exp();
+        let mut sums = vec![
+            row_sums(&exp),
+            at_target(&z, &targets) * here.to_kind(z.kind()),
+        ];
+        if entropy {
+            sums.push(row_sums(&exp.g_mul_(&z)));
+        }
+        let mut sums = Tensor::stack(&sums, 0);
+        if rows > 0 {
+            self.ranks.all_reduce_sum(&mut sums, "softmax sums")?;
+        }
+        let log_sum = sums.get(0).log();
+        Ok(Softmax {
+            logp: sums.get(1) - &log_sum,
+            entropy: entropy.then(|| &log_sum - sums.get(2) / sums.get(0)),
+            lsm: z.g_sub_(&log_sum.unsqueeze(-1)),
+            normal: Some(most + log_sum),
+        })
+    }
+
+    /// Targets as columns of this rank's logits, and which of them are.
+    fn local(&self, targets: &Tensor) -> (Tensor, Tensor) {
+        let part = arch::slice::even(self.vocabulary, self.ranks.size(), self.ranks.rank());
+        let (start, end) = (part.start as i64, part.end as i64);
+        let here = targets.greater_equal(start).logical_and(&targets.less(end));
+        ((targets - start) * here.to_kind(Kind::Int64), here)
     }
 
     /// One chunk of the backward; `lsm` is used up.
     ///
     /// With p = softmax, H = -sum p log p: d logp_t / d z_j = [j = t] - p_j and
     /// d H / d z_j = -p_j (log p_j + H), each divided by the temperature.
-    fn pull_chunk(&self, part: &Part, mut lsm: Tensor, pull: &PartPull, sum: &mut PullSum) {
+    fn pull_chunk(
+        &self,
+        part: &Part,
+        mut lsm: Tensor,
+        entropy: Option<Tensor>,
+        pull: &PartPull,
+        sum: &mut PullSum,
+    ) {
         let scale = 1.0 / self.temperature;
         let logp = (&pull.logp * scale).unsqueeze(-1);
         let mut d_logits = match &pull.entropy {
             None => lsm.exp_().g_mul_(&-&logp),
             Some(d_entropy) => {
+                let entropy = entropy.expect("scored with the entropy").unsqueeze(-1);
                 let p = lsm.exp();
-                let entropy = -(&p * &lsm).sum_dim_intlist([-1i64].as_slice(), true, lsm.kind());
                 let factor = (lsm + entropy) * (d_entropy * scale).unsqueeze(-1) + &logp;
                 -(p * factor)
             }
         };
-        let d_logits = d_logits.scatter_add_(-1, &part.targets.unsqueeze(-1), &logp);
+        let d_logits = if self.ranks.size() > 1 {
+            let (targets, here) = self.local(&part.targets);
+            let logp = &logp * here.to_kind(logp.kind()).unsqueeze(-1);
+            d_logits.scatter_add_(-1, &targets.unsqueeze(-1), &logp)
+        } else {
+            d_logits.scatter_add_(-1, &part.targets.unsqueeze(-1), &logp)
+        };
         let d_logits = d_logits.to_kind(part.weight.kind());
         sum.hidden.push(d_logits.matmul(part.weight));
         sum.add_weight(&d_logits, &part.hidden);
     }
+}
+
+/// The softmax of a chunk.
+struct Softmax {
+    /// Its logarithm over this rank's part of the vocabulary.
+    lsm: Tensor,
+    logp: Tensor,
+    entropy: Option<Tensor>,
+    normal: Option<Tensor>,
+}
+
+fn at_target(x: &Tensor, targets: &Tensor) -> Tensor {
+    x.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1)
+}
+
+fn row_sums(x: &Tensor) -> Tensor {
+    x.sum_dim_intlist([-1i64].as_slice(), false, x.kind())
 }
 
 /// A chunk of the input.
@@ -204,29 +336,24 @@ impl Pull<'_> {
 struct Values {
     logp: Vec<Tensor>,
     entropy: Vec<Tensor>,
+    normal: Vec<Tensor>,
 }
 
 impl Values {
-    fn read(&mut self, lsm: &Tensor, targets: &Tensor, entropy: bool) {
-        self.logp.push(
-            lsm.gather(-1, &targets.unsqueeze(-1), false)
-                .squeeze_dim(-1),
-        );
-        if entropy {
-            let plogp = lsm.exp().g_mul_(lsm);
-            self.entropy.push(
-                plogp
-                    .sum_dim_intlist([-1i64].as_slice(), false, lsm.kind())
-                    .neg_(),
-            );
-        }
+    /// Takes a chunk's values; gives back its log-softmax.
+    fn push(&mut self, soft: Softmax) -> Tensor {
+        self.logp.push(soft.logp);
+        self.entropy.extend(soft.entropy);
+        self.normal.extend(soft.normal);
+        soft.lsm
     }
 
     fn finish(self, kept: Option<Tensor>) -> Scored {
-        let entropy = (!self.entropy.is_empty()).then(|| join(self.entropy));
+        let some = |chunks: Vec<Tensor>| (!chunks.is_empty()).then(|| join(chunks));
         Scored {
             logp: join(self.logp),
-            entropy,
+            entropy: some(self.entropy),
+            normal: some(self.normal),
             kept,
         }
     }

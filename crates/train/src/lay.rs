@@ -5,7 +5,7 @@ use std::ops::Range;
 use arch::ModelConfig;
 use arch::experts::Experts;
 use model::Layout;
-use parallel::{Microbatch, Routes};
+use parallel::{Collective, Microbatch, Routes};
 use tch::{Device, Tensor};
 
 use crate::{Branch, Error, Unit, UnitSpan};
@@ -146,6 +146,47 @@ impl Rows {
         }
         self.weights.resize(self.tokens.len(), weight);
         self.layout.push(self.tokens.len() - start, prefix)
+    }
+}
+
+/// The tokens of a microbatch, of which context-parallel ranks compute some each. A loss sees all
+/// of them on every rank.
+pub(crate) struct Owned<'a> {
+    /// Which tokens are computed here, i64; `None` is all.
+    own: Option<Tensor>,
+    /// Tokens of the microbatch.
+    all: i64,
+    ranks: &'a dyn Collective,
+}
+
+impl<'a> Owned<'a> {
+    /// `own` as [`Inside::own`](parallel::Inside::own) says.
+    pub fn new(own: Option<Tensor>, laid: &Laid, ranks: &'a dyn Collective) -> Self {
+        let all = laid.targets.size()[0];
+        Self { own, all, ranks }
+    }
+
+    /// Of one entry per token those of this rank.
+    pub fn take(&self, x: &Tensor) -> Tensor {
+        match &self.own {
+            None => x.shallow_clone(),
+            Some(own) => x.index_select(0, own),
+        }
+    }
+
+    /// One entry per token, the same on all ranks, from each rank's.
+    pub fn gather(&self, mut own: Vec<Tensor>) -> Result<Vec<Tensor>, Error> {
+        let Some(index) = &self.own else {
+            return Ok(own);
+        };
+        let _no_grad = tch::no_grad_guard();
+        for x in &mut own {
+            // every rank fills in its entries of zeros, so the sum is exact
+            *x = Tensor::zeros([self.all], (x.kind(), x.device())).index_copy_(0, index, x);
+        }
+        let mut all = Tensor::stack(&own, 0);
+        self.ranks.all_reduce_sum(&mut all, "token values")?;
+        Ok(all.unbind(0))
     }
 }
 

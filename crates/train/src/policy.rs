@@ -9,13 +9,13 @@ use arch::experts::Experts;
 use arch::{ModelConfig, Role};
 use model::{Decoder, Ops, Weights};
 use parallel::{
-    Checkpointing, Collective, Engine, Gradients, Grads, Groups, Load, Moe, Walk, Whole,
+    Checkpointing, Collective, Engine, Gradients, Grads, Groups, Inside, Load, Moe, Walk, Whole,
 };
 use tch::{Device, Kind, Tensor};
 
 use crate::balance;
-use crate::head::{Head, Input, Pull, Pulled, Scored, accumulation};
-use crate::lay::{self, Laid};
+use crate::head::{Head, Input, Pull, Pulled, accumulation};
+use crate::lay::{self, Laid, Owned};
 use crate::metrics::{Flops, Work};
 use crate::optimizer::Param;
 use crate::{Error, LossOut, Optimizer, Plan, Sums, Tokens, Unit};
@@ -134,6 +134,8 @@ pub struct Policy {
     ops: Box<dyn Ops>,
     moe: Moe,
     groups: Rc<Groups>,
+    /// The ranks that share a microbatch with this one.
+    inside: Inside,
 }
 
 impl Policy {
@@ -178,6 +180,12 @@ impl Policy {
                 masters.kind()
             )));
         }
+        let inside = Inside::new(
+            groups.cp.clone(),
+            groups.tp.clone(),
+            groups.mesh.sp,
+            model.vocab_size,
+        );
         let params = model.params();
         let shape = |shape: &[usize]| shape.iter().map(|&n| n as i64).collect();
         let grads = Grads::new(
@@ -217,6 +225,7 @@ impl Policy {
             moe: Moe::across(groups.ep.clone()),
             config,
             groups,
+            inside,
         })
     }
 
@@ -290,10 +299,20 @@ impl Policy {
         for indices in self.my_microbatches(units) {
             let laid = self.lay(units, &indices);
             let hidden = engine.infer(&laid.batch)?;
+            if laid.rows == 0 {
+                continue;
+            }
+            let owned = self.owned(&laid);
+            let targets = owned.take(&laid.targets);
             let scored = self
                 .head()
-                .score(self.head_input(&hidden, &laid), false, false);
-            let values: Vec<f32> = to_vec(&scored.logp)?;
+                .score(self.head_input(&hidden, &targets), false, false)?;
+            let logp = owned.gather(vec![scored.logp])?;
+            // of the ranks that share a microbatch one gives its values
+            if !self.speaks() {
+                continue;
+            }
+            let values: Vec<f32> = to_vec(&logp[0])?;
             for span in &laid.units {
                 let mut at = first[span.unit];
                 for range in &span.branches {
@@ -335,15 +354,20 @@ impl Policy {
     ) -> Result<Accumulated, Error> {
         self.walk_batch(units, &mut |policy, walk, laid, sums| {
             let entropy = policy.config.entropy;
-            let input = policy.head_input(walk.output(), laid);
-            let scored = policy.head().score(input, entropy != Entropy::Off, true);
-            let tokens = policy.leaves(&scored, laid);
+            let owned = policy.owned(laid);
+            let targets = owned.take(&laid.targets);
+            let input = policy.head_input(walk.output(), &targets);
+            let scored = policy.head().score(input, entropy != Entropy::Off, true)?;
+            let tokens = policy.leaves(&owned.gather(scored.values())?, laid);
             let out = tch::with_grad(|| loss(&tokens))?;
             sums.add(LOSS, out.loss.double_value(&[]));
             for (name, value) in out.metrics {
                 sums.add(name, value);
             }
-            let pulled = pull(&out.loss, &tokens)?;
+            let pulled: Vec<Tensor> = pull(&out.loss, &tokens)?
+                .iter()
+                .map(|pull| owned.take(pull))
+                .collect();
             let pull = Pull {
                 logp: &pulled[0],
                 entropy: pulled.get(1),
@@ -363,17 +387,21 @@ impl Policy {
         observe: Option<&Observe>,
     ) -> Result<Accumulated, Error> {
         self.walk_batch(units, &mut |policy, walk, laid, sums| {
-            let input = policy.head_input(walk.output(), laid);
+            let owned = policy.owned(laid);
+            let targets = owned.take(&laid.targets);
+            let input = policy.head_input(walk.output(), &targets);
             let coefficients = policy.coefficients(laid, coefficient);
+            let mine = owned.take(&coefficients);
             let entropy = observe.is_some() && policy.config.entropy != Entropy::Off;
             let pull = Pull {
-                logp: &coefficients,
+                logp: &mine,
                 entropy: None,
             };
-            let (scored, pulled) = policy.head().fused(input, entropy, pull);
-            sums.add(LOSS, scored.logp.dot(&coefficients).double_value(&[]));
+            let (scored, pulled) = policy.head().fused(input, entropy, pull)?;
+            let values = owned.gather(scored.values())?;
+            sums.add(LOSS, values[0].dot(&coefficients).double_value(&[]));
             if let Some(observe) = observe {
-                let metrics = tch::no_grad(|| observe(&policy.leaves(&scored, laid)))?;
+                let metrics = tch::no_grad(|| observe(&policy.leaves(&values, laid)))?;
                 for (name, value) in metrics {
                     sums.add(name, value);
                 }
@@ -458,6 +486,9 @@ impl Policy {
         self.moe.set_every_row(false);
         done?;
         self.grads.reduce(&*self.groups.world)?;
+        if !self.speaks() {
+            sums = Sums::default();
+        }
         sums.reduce(&*self.groups.world)?;
         let mut balance = 0.0;
         if let Some(experts) = &self.decoder.config.experts {
@@ -553,36 +584,50 @@ impl Policy {
             decoder: &self.held,
             parameters,
             ops: &*self.ops,
+            inside: &self.inside,
             checkpointing: self.config.checkpointing,
             moe: &self.moe,
         }
     }
 
-    fn head(&self) -> Head {
+    fn head(&self) -> Head<'_> {
         Head {
             temperature: self.config.temperature,
             chunk: self.config.head_chunk,
+            vocabulary: self.decoder.config.vocab_size,
+            ranks: &*self.groups.tp,
         }
     }
 
-    fn head_input<'a>(&'a self, hidden: &'a Tensor, laid: &'a Laid) -> Input<'a> {
+    fn head_input<'a>(&'a self, hidden: &'a Tensor, targets: &'a Tensor) -> Input<'a> {
         let weight = self.weights.get(self.decoder.lm_head_name());
         Input {
             hidden,
             weight,
-            targets: &laid.targets,
+            targets,
         }
     }
 
-    /// Leaves for the loss closure.
-    fn leaves<'a>(&self, scored: &Scored, laid: &'a Laid) -> Tokens<'a> {
-        let entropy = match &scored.entropy {
+    /// Which tokens of a microbatch are this rank's.
+    fn owned(&self, laid: &Laid) -> Owned<'_> {
+        Owned::new(self.inside.own(&laid.batch), laid, &*self.groups.cp)
+    }
+
+    /// Whether this rank gives the values of a microbatch that it shares with others.
+    fn speaks(&self) -> bool {
+        self.groups.cp.rank() == 0 && self.groups.tp.rank() == 0
+    }
+
+    /// Leaves for the loss closure, of log-probabilities and, if computed, entropies.
+    fn leaves<'a>(&self, values: &[Tensor], laid: &'a Laid) -> Tokens<'a> {
+        let logp = &values[0];
+        let entropy = match values.get(1) {
             Some(entropy) => entropy.detach(),
-            None => Tensor::zeros([0], (scored.logp.kind(), scored.logp.device())),
+            None => Tensor::zeros([0], (logp.kind(), logp.device())),
         };
-        let pulls = self.config.entropy == Entropy::Differentiable && scored.entropy.is_some();
+        let pulls = self.config.entropy == Entropy::Differentiable && values.len() > 1;
         Tokens {
-            logp: scored.logp.detach().set_requires_grad(true),
+            logp: logp.detach().set_requires_grad(true),
             entropy: entropy.set_requires_grad(pulls),
             units: &laid.units,
         }

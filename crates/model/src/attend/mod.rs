@@ -42,6 +42,52 @@ pub struct Span {
     pub prefix: Option<usize>,
 }
 
+/// A part of a layout's rows, where the ranks of a context-parallel group share them: who asks
+/// here, and in which order the gathered keys lie. `None` is a row of padding, which attends to
+/// nothing and which no one sees.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Layout row of each query row.
+    pub queries: Vec<Option<usize>>,
+    /// Layout row of each key row; every row of every span is among them once.
+    pub keys: Vec<Option<usize>>,
+}
+
+impl Share {
+    /// Checks that queries are rows of the layout, each once at most, and that no key is missing.
+    ///
+    /// # Errors
+    /// Names the first row that breaks a rule.
+    pub fn check(&self, layout: &Layout) -> Result<(), Error> {
+        let mut times = vec![(0, 0); layout.rows()];
+        let rows = times.len();
+        let beyond = |row| {
+            Error::Layout(format!(
+                "a share names row {row} of a layout of {rows} rows"
+            ))
+        };
+        for &row in self.queries.iter().flatten() {
+            times.get_mut(row).ok_or_else(|| beyond(row))?.0 += 1;
+        }
+        for &row in self.keys.iter().flatten() {
+            times.get_mut(row).ok_or_else(|| beyond(row))?.1 += 1;
+        }
+        let spanned = |row| {
+            let mut spans = layout.spans.iter();
+            spans.any(|s| (s.start..s.start + s.len).contains(&row))
+        };
+        for (row, &(asks, keys)) in times.iter().enumerate() {
+            if asks > 1 || keys > 1 || (keys == 0 && spanned(row)) {
+                return Err(Error::Layout(format!(
+                    "a share has row {row} {asks} times among its queries and {keys} times among \
+                     its keys"
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Layout {
     /// Spans of these lengths one after the other, none with a prefix.
     pub fn sequences(lengths: &[usize]) -> Self {

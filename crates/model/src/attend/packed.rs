@@ -5,7 +5,7 @@
 //! CPU and GPU.
 
 use super::plan::{Group, Plan};
-use super::{Attend, AttendSpec, Layout};
+use super::{Attend, AttendSpec, Layout, Share};
 use crate::Error;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -16,6 +16,10 @@ use tch::{Device, Kind, Tensor};
 #[derive(Debug)]
 pub struct Packed {
     layout: Layout,
+    /// Rows of queries; after the layout's comes padding.
+    rows: usize,
+    /// Whose rows ask, unless all do.
+    share: Option<Share>,
     device: Device,
     /// Longest sequence, prefix included: a window that reaches so far cuts nothing.
     longest: usize,
@@ -28,22 +32,55 @@ impl Packed {
     /// # Errors
     /// A layout that breaks its rules.
     pub fn new(layout: &Layout, device: Device) -> Result<Self, Error> {
+        Self::padded(layout, layout.rows(), device)
+    }
+
+    /// For the rows of a layout and rows of padding after them, `rows` in all.
+    ///
+    /// # Errors
+    /// A layout that breaks its rules or has more rows.
+    pub fn padded(layout: &Layout, rows: usize, device: Device) -> Result<Self, Error> {
         layout.check()?;
+        if rows < layout.rows() {
+            return Err(Error::Layout(format!(
+                "{rows} rows for a layout of {}",
+                layout.rows()
+            )));
+        }
+        Ok(Self::of(layout, rows, None, device))
+    }
+
+    /// For the queries of a share, beside keys and values of all.
+    ///
+    /// # Errors
+    /// A layout or a share that breaks its rules.
+    pub fn shared(layout: &Layout, share: Share, device: Device) -> Result<Self, Error> {
+        layout.check()?;
+        share.check(layout)?;
+        let rows = share.queries.len();
+        Ok(Self::of(layout, rows, Some(share), device))
+    }
+
+    fn of(layout: &Layout, rows: usize, share: Option<Share>, device: Device) -> Self {
         let length = |s: &super::Span| s.len + s.prefix.map_or(0, |p| layout.spans[p].len);
-        Ok(Self {
+        Self {
             layout: layout.clone(),
+            rows,
+            share,
             device,
             longest: layout.spans.iter().map(length).max().unwrap_or(0),
             plans: RefCell::new(HashMap::new()),
-        })
+        }
     }
 
     fn plan(&self, window: Option<usize>) -> Rc<Placed> {
         let window = window.filter(|&w| w < self.longest);
         let mut plans = self.plans.borrow_mut();
-        let plan = plans
-            .entry(window)
-            .or_insert_with(|| Rc::new(Placed::new(&self.layout, window, self.device)));
+        let plan = plans.entry(window).or_insert_with(|| {
+            let mut plan = Plan::new(&self.layout, window, self.share.as_ref());
+            plan.places.resize(self.rows, plan.computed as i64);
+            Rc::new(Placed::new(plan, window, self.device))
+        });
         Rc::clone(plan)
     }
 }
@@ -60,8 +97,7 @@ impl Attend for Packed {
         let size = q.size();
         let (rows, width) = (size[0], size[1] * size[2]);
         assert_eq!(
-            rows as usize,
-            self.layout.rows(),
+            rows as usize, self.rows,
             "queries have as many rows as the layout"
         );
         let plan = self.plan(spec.window);
@@ -97,10 +133,10 @@ struct Placed {
 }
 
 impl Placed {
-    fn new(layout: &Layout, window: Option<usize>, device: Device) -> Self {
-        let plan = Plan::new(layout, window);
+    fn new(plan: Plan, window: Option<usize>, device: Device) -> Self {
         let computed = plan.computed as i64;
-        let in_order = plan.places.len() == plan.computed && is_run(&plan.places);
+        let first = plan.places.first().is_none_or(|&p| p == 0);
+        let in_order = first && plan.places.len() == plan.computed && is_run(&plan.places);
         Self {
             uncovered: plan.places.contains(&computed),
             places: (!in_order).then(|| Tensor::from_slice(&plan.places).to_device(device)),

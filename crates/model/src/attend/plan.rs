@@ -3,8 +3,9 @@
 //! Every span is a sequence of rows, its prefix's and its own, of which the own ones ask. A
 //! window cuts a long sequence into chunks of queries that each see a bounded range of keys.
 //! Pieces of similar size are padded to one another inside a group, and a group is one call.
+//! Where ranks share the rows, a rank's runs of neighbouring rows ask instead of whole spans.
 
-use super::Layout;
+use super::{Layout, Share};
 use std::ops::Range;
 
 /// One dense call: `batch` pieces of `lq` queries and `lk` keys, padded.
@@ -27,7 +28,7 @@ pub(crate) struct Group {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Plan {
     pub groups: Vec<Group>,
-    /// For every row, where its result lies in the groups' results laid end to end; one past the
+    /// For every query row, where its result lies in the groups' results laid end to end; one past the
     /// end for a row that no span holds.
     pub places: Vec<i64>,
     /// Rows of the groups' results laid end to end, padding included.
@@ -70,7 +71,14 @@ const ROW: f64 = 16.0;
 
 impl Plan {
     /// The calls for a layout that has been checked.
-    pub fn new(layout: &Layout, window: Option<usize>) -> Self {
+    ///
+    /// With a share, `places` and the rows of queries are of its queries, the rows of keys are of
+    /// its keys.
+    pub fn new(layout: &Layout, window: Option<usize>, share: Option<&Share>) -> Self {
+        let places = share.map(|s| {
+            let rows = layout.rows();
+            (inverse(&s.queries, rows), inverse(&s.keys, rows))
+        });
         let mut pieces = Vec::new();
         for span in &layout.spans {
             let own = span.start..span.start + span.len;
@@ -78,7 +86,15 @@ impl Plan {
                 let p = layout.spans[p];
                 p.start..p.start + p.len
             });
-            cut(&mut pieces, prefix, own, window);
+            match &places {
+                None => cut(&mut pieces, prefix, own, window),
+                Some((asking, _)) => {
+                    for run in runs(&asking[own.clone()]) {
+                        let asked = prefix.len() + run.start..prefix.len() + run.end;
+                        cut_run(&mut pieces, &prefix, &own, asked, window);
+                    }
+                }
+            }
         }
         pieces.sort_by_key(|p| (!p.causal, p.offset(), p.keys.len(), p.queries.len()));
         let mut plan = Self {
@@ -91,10 +107,27 @@ impl Plan {
         for range in groups {
             plan.add(&mut pieces[range]);
         }
+        if let (Some(share), Some((asking, keys))) = (share, &places) {
+            plan.rename(share, asking, keys);
+        }
         for place in plan.places.iter_mut().filter(|p| **p < 0) {
             *place = plan.computed as i64;
         }
         plan
+    }
+
+    /// From rows of the layout to rows of the share.
+    fn rename(&mut self, share: &Share, asking: &[i64], keys: &[i64]) {
+        for group in &mut self.groups {
+            for row in &mut group.q_rows {
+                *row = asking[*row as usize];
+            }
+            for row in &mut group.k_rows {
+                *row = keys[*row as usize];
+            }
+        }
+        let place = |row: &Option<usize>| row.map_or(-1, |r| self.places[r]);
+        self.places = share.queries.iter().map(place).collect();
     }
 
     fn add(&mut self, pieces: &mut [Piece]) {
@@ -136,6 +169,20 @@ fn cut(out: &mut Vec<Piece>, prefix: Range<usize>, own: Range<usize>, window: Op
     if own.is_empty() {
         return;
     }
+    // A short prefix asks again with its branch: the causal call is cheaper than a mask.
+    let whole = first <= own.len() && window.is_none_or(|w| w >= total);
+    let asked = if whole { 0 } else { first }..total;
+    cut_run(out, &prefix, &own, asked, window);
+}
+
+/// Appends the pieces of the positions `asked` of one sequence.
+fn cut_run(
+    out: &mut Vec<Piece>,
+    prefix: &Range<usize>,
+    own: &Range<usize>,
+    asked: Range<usize>,
+    window: Option<usize>,
+) {
     let piece = |queries, keys, causal| Piece {
         prefix: prefix.clone(),
         own: own.clone(),
@@ -143,19 +190,43 @@ fn cut(out: &mut Vec<Piece>, prefix: Range<usize>, own: Range<usize>, window: Op
         keys,
         causal,
     };
-    match window.filter(|&w| w < total) {
+    match window.filter(|&w| w < asked.end) {
         Some(w) => {
-            let mut at = first;
-            while at < total {
-                let end = (at + w.max(MIN_CHUNK)).min(total);
+            let mut at = asked.start;
+            while at < asked.end {
+                let end = (at + w.max(MIN_CHUNK)).min(asked.end);
                 out.push(piece(at..end, (at + 1).saturating_sub(w)..end, false));
                 at = end;
             }
         }
-        // A short prefix asks again with its branch: the causal call is cheaper than a mask.
-        None if first <= own.len() => out.push(piece(0..total, 0..total, true)),
-        None => out.push(piece(first..total, 0..total, false)),
+        None => {
+            let causal = asked.start == 0;
+            out.push(piece(asked.clone(), 0..asked.end, causal));
+        }
     }
+}
+
+/// Where each of `rows` rows is listed; minus one where it is not.
+fn inverse(listed: &[Option<usize>], rows: usize) -> Vec<i64> {
+    let mut out = vec![-1; rows];
+    for (at, row) in listed.iter().enumerate() {
+        if let Some(row) = row {
+            out[*row] = at as i64;
+        }
+    }
+    out
+}
+
+/// Runs of neighbours that are listed.
+fn runs(places: &[i64]) -> Vec<Range<usize>> {
+    let mut out: Vec<Range<usize>> = Vec::new();
+    for (i, _) in places.iter().enumerate().filter(|(_, p)| **p >= 0) {
+        match out.last_mut() {
+            Some(run) if run.end == i => run.end = i + 1,
+            _ => out.push(i..i + 1),
+        }
+    }
+    out
 }
 
 fn longest(pieces: &[Piece], of: impl Fn(&Piece) -> &Range<usize>) -> usize {

@@ -1,6 +1,6 @@
 //! Packed attention beside a plain loop over queries.
 
-use model::{Attend, AttendSpec, Layout, Packed, Span};
+use model::{Attend, AttendSpec, Layout, Packed, Share, Span};
 use tch::{Device, Kind, Tensor};
 
 /// Deterministic values that look random.
@@ -169,4 +169,90 @@ fn bad_layouts_are_refused() {
         let error = Packed::new(&Layout { spans }, Device::Cpu).unwrap_err();
         assert!(error.to_string().contains(want), "{error}");
     }
+}
+
+/// Rows dealt out one by one to `ranks` by a rule without pattern, each part padded by a row.
+fn deal(rows: usize, ranks: usize) -> Vec<Vec<Option<usize>>> {
+    let mut parts = vec![Vec::new(); ranks];
+    for row in 0..rows {
+        parts[(row * row + row / 5) % ranks].push(Some(row));
+    }
+    for part in &mut parts {
+        part.push(None);
+    }
+    parts
+}
+
+#[test]
+fn shares_give_the_rows_of_the_whole() {
+    for (name, layout) in layouts() {
+        for window in [None, Some(1), Some(4), Some(70)] {
+            let rows = layout.rows() as i64;
+            let spec = AttendSpec {
+                scale: 0.37,
+                window,
+            };
+            let [q, k, v] = [(4, 0.1), (2, 0.2), (2, 0.3)].map(|(h, s)| values(&[rows, h, 6], s));
+            let want = plain(&layout, &q, &k, &v, &spec);
+            for ranks in [1, 3] {
+                let parts = deal(layout.rows(), ranks);
+                let keys: Vec<_> = parts.concat().into_iter().rev().collect();
+                // padding holds what no one may see
+                let take = |x: &Tensor, rows: &[Option<usize>]| {
+                    let rows = rows.iter().map(|r| match r {
+                        Some(r) => x.get(*r as i64),
+                        None => x.get(0) * 1e6,
+                    });
+                    Tensor::stack(&rows.collect::<Vec<_>>(), 0)
+                };
+                for queries in parts {
+                    let share = Share {
+                        queries: queries.clone(),
+                        keys: keys.clone(),
+                    };
+                    let packed = Packed::shared(&layout, share, Device::Cpu).unwrap();
+                    let (k, v) = (take(&k, &keys), take(&v, &keys));
+                    let got = packed.attend(0, &take(&q, &queries), &k, &v, &spec);
+                    for (at, row) in queries.iter().enumerate() {
+                        let want = row.map_or(q.get(0) * 0.0, |r| want.get(r as i64));
+                        let off = (got.get(at as i64) - want).abs().max().double_value(&[]);
+                        assert!(off < 1e-12, "{name} {window:?} {row:?}: off by {off}");
+                    }
+                }
+            }
+            let more = Tensor::cat(&[&q, &(q.narrow(0, 0, 1) * 7.0)], 0);
+            let packed = Packed::padded(&layout, rows as usize + 1, Device::Cpu).unwrap();
+            let got = packed.attend(0, &more, &k, &v, &spec);
+            let off = (got.narrow(0, 0, rows) - &want).abs().max();
+            assert!(off.double_value(&[]) < 1e-12, "{name} {window:?}: padded");
+            assert_eq!(got.get(rows).abs().max().double_value(&[]), 0.0);
+        }
+    }
+}
+
+#[test]
+fn shares_that_do_not_fit_are_refused() {
+    let layout = Layout::sequences(&[2, 1]);
+    let rows = |r: &[usize]| r.iter().map(|&r| Some(r)).collect::<Vec<_>>();
+    let of = |queries: &[usize], keys: &[usize]| {
+        let share = Share {
+            queries: rows(queries),
+            keys: rows(keys),
+        };
+        Packed::shared(&layout, share, Device::Cpu).map(|_| ())
+    };
+    of(&[2], &[2, 1, 0]).unwrap();
+    for (queries, keys, said) in [
+        (
+            &[0, 0][..],
+            &[0, 1, 2][..],
+            "row 0 2 times among its queries",
+        ),
+        (&[0], &[0, 2], "row 1 0 times among its queries and 0 times"),
+        (&[3], &[0, 1, 2], "names row 3 of a layout of 3 rows"),
+    ] {
+        let error = of(queries, keys).unwrap_err().to_string();
+        assert!(error.contains(said), "{error}");
+    }
+    assert!(Packed::padded(&layout, 2, Device::Cpu).is_err());
 }

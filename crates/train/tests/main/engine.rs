@@ -2,7 +2,7 @@
 
 use arch::ModelConfig;
 use model::{Decoder, Layout};
-use parallel::{Engine, Grads, Microbatch, Moe, Whole};
+use parallel::{Engine, Grads, Inside, Microbatch, Moe, Whole};
 use tch::{Kind, Tensor};
 use train::{Checkpointing, Entropy, LossOut, Policy, PolicyConfig};
 
@@ -153,6 +153,7 @@ fn ranges_of_segments_give_the_bits_of_all_at_once() {
                 decoder: &decoder,
                 parameters: &Whole(&weights),
                 ops: &kernels::Fused,
+                inside: &Inside::solo(),
                 checkpointing,
                 moe: &Moe::default(),
             };

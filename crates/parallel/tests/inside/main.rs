@@ -1,0 +1,188 @@
+//! Ranks that share a microbatch, over Gloo between processes, against one process: what the
+//! engine gives, and the gradient of every parameter. The test binary starts itself as ranks.
+
+mod cases;
+
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use arch::mesh::{Axis, Mesh};
+use arch::slice::{self, Held};
+use parallel::{Groups, Inside};
+use tch::{Kind, Tensor};
+
+use cases::{Case, Seen};
+
+const OUT: &str = "RECIPE_TEST_INSIDE_OUT";
+const MESH: &str = "RECIPE_TEST_INSIDE_MESH";
+
+fn mesh(tp: usize, cp: usize, sp: bool) -> Mesh {
+    Mesh {
+        tp,
+        cp,
+        sp,
+        ..Mesh::solo()
+    }
+}
+
+/// Sums over `ranks` of the world what a rank of them has a part of.
+fn summed(x: &Tensor, ranks: &[usize], groups: &Groups) -> Tensor {
+    let mut out = x.copy();
+    let group = groups.sub("sum", ranks).expect("a group");
+    group.all_reduce_sum(&mut out, "test").expect("a sum");
+    out
+}
+
+/// The whole gradient of a parameter from the ranks' parts, as the sharding table says.
+fn whole(held: &Held, grad: Option<&Tensor>, kind: Kind, groups: &Groups) -> Tensor {
+    let sizes = |s: &[usize]| s.iter().map(|&n| n as i64).collect::<Vec<_>>();
+    let options = (kind, tch::Device::Cpu);
+    let grad = match grad {
+        Some(grad) => grad.shallow_clone(),
+        None => Tensor::zeros(sizes(&held.local.size), options),
+    };
+    let grad = summed(&grad, &held.copies.tensor, groups);
+    let mesh = &groups.mesh;
+    let grad = summed(&grad, &mesh.group(groups.rank, &[Axis::Cp]), groups);
+    let mut out = Tensor::zeros(sizes(&held.def.shape), options);
+    let mut place = out.shallow_clone();
+    for (dim, (&start, &size)) in held.local.start.iter().zip(&held.local.size).enumerate() {
+        place = place.narrow(dim as i64, start as i64, size as i64);
+    }
+    // ranks that hold the same part have the same gradient: only one gives it
+    if held.owner {
+        place.copy_(&grad);
+    }
+    groups.tp.all_reduce_sum(&mut out, "test").expect("a sum");
+    out
+}
+
+fn run(case: &Case, groups: &Groups) -> Seen {
+    let held = slice::held(&case.config, &groups.mesh, groups.rank);
+    let inside = Inside::new(
+        groups.cp.clone(),
+        groups.tp.clone(),
+        groups.mesh.sp,
+        case.config.vocab_size,
+    );
+    let (own, output, grads) = case.run(&inside, &held, groups.tp.rank(), groups.tp.size());
+    let mut all = Tensor::zeros(
+        [case.kept(), output.size()[1]],
+        (output.kind(), output.device()),
+    );
+    match own {
+        None => all.copy_(&output),
+        Some(own) => {
+            let _ = all.index_copy_(0, &own, &output);
+        }
+    }
+    groups.cp.all_reduce_sum(&mut all, "test").expect("a sum");
+    let kind = case.kind;
+    Seen {
+        output: cases::flat(&all),
+        grads: held
+            .iter()
+            .map(|h| {
+                let grad = whole(h, grads.get(&h.def.name), kind, groups);
+                (h.def.name.clone(), cases::flat(&grad))
+            })
+            .collect(),
+    }
+}
+
+/// Not a test of its own: a rank, when started as one.
+#[test]
+fn rank() {
+    let Ok(out) = std::env::var(OUT) else { return };
+    torch::threads::set(1);
+    let number = |name: &str| std::env::var(name).expect(name).parse::<u16>().expect(name);
+    let rank = usize::from(number("RANK"));
+    let text = std::env::var(MESH).expect(MESH);
+    let sizes: Vec<usize> = text
+        .split(',')
+        .map(|n| n.parse().expect("a size"))
+        .collect();
+    let mesh = mesh(sizes[0], sizes[1], sizes[2] == 1);
+    let deadline = Duration::from_secs(60);
+    let groups = Groups::join(mesh, rank, "127.0.0.1", number("MASTER_PORT"), deadline);
+    let groups = groups.expect("joined");
+    let seen: Vec<Seen> = cases::all(&mesh).iter().map(|c| run(c, &groups)).collect();
+    let text = serde_json::to_vec(&seen).expect("plain data");
+    std::fs::write(Path::new(&out).join(format!("{rank}.json")), text).expect("written");
+    groups.world.barrier("end").expect("all there");
+}
+
+fn start(out: &Path, mesh: &Mesh, rank: usize, port: u16) -> Child {
+    Command::new(std::env::current_exe().expect("this binary"))
+        .args(["rank", "--exact", "--nocapture", "--test-threads=1"])
+        .env(OUT, out)
+        .env(
+            MESH,
+            format!("{},{},{}", mesh.tp, mesh.cp, u8::from(mesh.sp)),
+        )
+        .env("RANK", rank.to_string())
+        .env("MASTER_PORT", port.to_string())
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .expect("started")
+}
+
+fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    listener.local_addr().expect("bound").port()
+}
+
+/// All cases of a mesh, on every rank, against one process.
+fn equals_one_process(mesh: Mesh) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let port = free_port();
+    let ranks: Vec<Child> = (0..mesh.size())
+        .map(|rank| start(dir.path(), &mesh, rank, port))
+        .collect();
+    let solo = Groups::solo();
+    let cases = cases::all(&mesh);
+    let want: Vec<Seen> = cases.iter().map(|case| run(case, &solo)).collect();
+    for mut rank in ranks {
+        assert!(rank.wait().expect("ended").success());
+    }
+    for rank in 0..mesh.size() {
+        let text = std::fs::read(dir.path().join(format!("{rank}.json"))).expect("written");
+        let seen: Vec<Seen> = serde_json::from_slice(&text).expect("plain data");
+        assert_eq!(seen.len(), want.len());
+        for ((case, seen), want) in cases.iter().zip(&seen).zip(&want) {
+            case.compare(seen, want);
+        }
+    }
+}
+
+#[test]
+fn two_tensor_ranks() {
+    equals_one_process(mesh(2, 1, false));
+}
+
+#[test]
+fn two_tensor_ranks_with_split_rows() {
+    equals_one_process(mesh(2, 1, true));
+}
+
+#[test]
+fn four_tensor_ranks_share_two_key_heads() {
+    equals_one_process(mesh(4, 1, true));
+}
+
+#[test]
+fn two_context_ranks() {
+    equals_one_process(mesh(1, 2, true));
+}
+
+#[test]
+fn four_context_ranks() {
+    equals_one_process(mesh(1, 4, true));
+}
+
+#[test]
+fn two_tensor_by_two_context_ranks() {
+    equals_one_process(mesh(2, 2, false));
+    equals_one_process(mesh(2, 2, true));
+}
