@@ -1,6 +1,7 @@
 //! Whole-product tests: the real binaries in scratch projects.
 
 mod bad_inputs;
+mod experts;
 mod kills;
 mod ranks;
 mod reuse;

@@ -174,10 +174,13 @@ fn fresh_weights_are_a_function_of_the_seed() {
         .unwrap();
         let make = |seed| Weights::init(&config, seed, Kind::Float, Device::Cpu).unwrap();
         let (a, b, c) = (make(1), make(1), make(2));
-        let w = "model.layers.1.mlp.up_proj.weight";
+        let w = "model.layers.1.self_attn.q_proj.weight";
         assert!(a.get(w).equal(b.get(w)));
         assert!(!a.get(w).equal(c.get(w)));
-        assert!(!a.get(w).equal(a.get("model.layers.0.mlp.up_proj.weight")));
+        assert!(
+            !a.get(w)
+                .equal(a.get("model.layers.0.self_attn.q_proj.weight"))
+        );
         let std = a.get(w).std(false).double_value(&[]);
         assert!((std - 0.02).abs() < 0.001, "{std}");
         let norm = a.get("model.norm.weight");

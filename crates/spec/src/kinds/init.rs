@@ -20,7 +20,7 @@ pub enum Tokenizer {
 config! {
     /// Sizes use Hugging Face's meaning; 0 where a default follows from other sizes.
     pub struct Init {
-        /// Decoder family: `llama`, `qwen2`, `qwen3` or `mistral`.
+        /// Decoder family: `llama`, `qwen2`, `qwen3`, `mistral`, `mixtral` or `qwen3_moe`.
         pub family: String = String::new(),
         pub hidden_size: u64 = 0,
         /// 0: 4 x hidden_size.
@@ -45,6 +45,15 @@ config! {
         pub norm_eps: f64 = 1e-6,
         /// Attention window in tokens, for families that have one; 0 is none.
         pub sliding_window: u64 = 0,
+        /// Experts of each layer, for families that have them.
+        #[serde(skip_serializing_if = "is_zero")]
+        pub experts: u64 = 0,
+        /// Experts that a token goes to; 0: 2.
+        #[serde(skip_serializing_if = "is_zero")]
+        pub experts_per_token: u64 = 0,
+        /// Width of an expert of `qwen3_moe`; 0: `intermediate_size`, which `mixtral` always takes.
+        #[serde(skip_serializing_if = "is_zero")]
+        pub expert_size: u64 = 0,
         /// Standard deviation of fresh weights.
         pub init_std: f64 = 0.02,
         /// `default` (one token opens a turn, one ends it), `none`, or the text of a Jinja template.
@@ -54,6 +63,11 @@ config! {
         /// Seed of the weights.
         pub seed: u64 = 0,
     }
+}
+
+/// Leaves a size that is not given out of the key.
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Config for Init {
@@ -107,6 +121,26 @@ impl Config for Init {
                 "head_dim",
                 self.head_dim,
                 "even, for rotary position embeddings",
+            ));
+        }
+        if self.experts > 0 {
+            if self.experts_per_token == 0 {
+                self.experts_per_token = 2.min(self.experts);
+            }
+            if self.experts_per_token > self.experts {
+                return Err(Invalid::range(
+                    "experts_per_token",
+                    self.experts_per_token,
+                    &format!("at most the {} experts", self.experts),
+                ));
+            }
+            if self.expert_size == 0 {
+                self.expert_size = self.intermediate_size;
+            }
+        } else if self.experts_per_token > 0 || self.expert_size > 0 {
+            return Err(Invalid::missing(
+                "experts",
+                "sizes of experts are given: say how many a layer has, `experts = 8`",
             ));
         }
         if self.tokenizer == Tokenizer::Bpe && self.vocab_size < 257 {
