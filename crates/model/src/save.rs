@@ -5,7 +5,7 @@ use crate::{Error, Weights};
 use arch::ModelConfig;
 use std::io::Write;
 use std::path::Path;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 /// Shard size that Hugging Face uses by default.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
@@ -58,31 +58,44 @@ impl Weights {
         dir: &Path,
         options: SaveOptions,
     ) -> Result<(), Error> {
-        let dtype = match options.dtype.or_else(|| Dtype::of(self.kind())) {
-            Some(dtype) => dtype,
-            None => {
-                return Err(Error::Tensors(format!(
-                    "weights of kind {:?} cannot be written",
-                    self.kind()
-                )));
-            }
-        };
-        let entries: Vec<_> = config
-            .params()
-            .into_iter()
-            .map(|p| Entry {
-                name: p.name,
-                dtype,
-                shape: p.shape,
-            })
-            .collect();
-        let text = config.to_json(Some(dtype.config_name()));
-        let path = dir.join("config.json");
-        std::fs::write(&path, text).map_err(Error::io("write", &path))?;
-        write_model(dir, &entries, options.max_shard_bytes, |i, out| {
-            write_tensor(self.get(&entries[i].name), dtype, out)
+        save_tensors(config, dir, self.kind(), options, &mut |name| {
+            Ok(self.get(name).shallow_clone())
         })
     }
+}
+
+/// As [`Weights::save`], of tensors of `kind` that `take` gives one after the other, in the table's
+/// order; each is dropped when it is written.
+///
+/// # Errors
+/// Those of `take`; the file that cannot be written.
+pub fn save_tensors(
+    config: &ModelConfig,
+    dir: &Path,
+    kind: Kind,
+    options: SaveOptions,
+    take: &mut dyn FnMut(&str) -> Result<Tensor, Error>,
+) -> Result<(), Error> {
+    let Some(dtype) = options.dtype.or_else(|| Dtype::of(kind)) else {
+        return Err(Error::Tensors(format!(
+            "weights of kind {kind:?} cannot be written"
+        )));
+    };
+    let entries: Vec<_> = config
+        .params()
+        .into_iter()
+        .map(|p| Entry {
+            name: p.name,
+            dtype,
+            shape: p.shape,
+        })
+        .collect();
+    let text = config.to_json(Some(dtype.config_name()));
+    let path = dir.join("config.json");
+    std::fs::write(&path, text).map_err(Error::io("write", &path))?;
+    write_model(dir, &entries, options.max_shard_bytes, |i, out| {
+        write_tensor(&take(&entries[i].name)?, dtype, out)
+    })
 }
 
 /// Writes a tensor's elements in row-major order.

@@ -4,7 +4,7 @@ use crate::Error;
 use crate::files::ModelFiles;
 use arch::init::Normals;
 use arch::params::{EMBED, LM_HEAD};
-use arch::{Init, ModelConfig, ParamDef};
+use arch::{Init, ModelConfig, ParamDef, Slice};
 use rayon::prelude::*;
 use std::collections::HashMap;
 use std::path::Path;
@@ -44,6 +44,66 @@ impl Weights {
             let tensor = Tensor::f_from_data_size(bytes, &shape, entry.dtype.kind())?;
             Ok(tensor.to_device(device).to_kind(kind))
         })
+    }
+
+    /// Loads parts of a model directory's parameters: one tensor for each name and slice, with the
+    /// slice's shape. Only these parts are held in memory. The files must fit `config` as for
+    /// [`Weights::load`].
+    ///
+    /// # Errors
+    /// As [`Weights::load`].
+    pub fn load_slices(
+        dir: &Path,
+        config: &ModelConfig,
+        slices: &[(String, Slice)],
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self, Error> {
+        let files = ModelFiles::open(dir)?;
+        check_fit(&files, config)?;
+        let mut tensors = Vec::with_capacity(slices.len());
+        for (name, slice) in slices {
+            let (entry, bytes) = files.get(name).ok_or_else(|| Error::Fit {
+                path: dir.to_path_buf(),
+                problem: format!("the weights lack '{name}'"),
+            })?;
+            let shape: Vec<i64> = entry.shape.iter().map(|&s| s as i64).collect();
+            // rows are the outermost dimension, so their bytes are a range; nothing else is read
+            let row = entry.bytes() / entry.shape[0].max(1);
+            let rows = slice.start[0] * row..(slice.start[0] + slice.size[0]) * row;
+            let mut part = shape.clone();
+            part[0] = slice.size[0] as i64;
+            let mut inner = slice.clone();
+            inner.start[0] = 0;
+            let tensor = Tensor::f_from_data_size(&bytes[rows], &part, entry.dtype.kind())?;
+            let tensor = narrow(&tensor, &inner)
+                .f_to_device(device)?
+                .f_to_kind(kind)?;
+            tensors.push((name.clone(), tensor.contiguous()));
+        }
+        Ok(Self::of(tensors, kind, device))
+    }
+
+    /// These tensors, contiguous, of `kind` and on `device`, in this order.
+    pub fn of(tensors: Vec<(String, Tensor)>, kind: Kind, device: Device) -> Self {
+        Self {
+            names: tensors.iter().map(|(name, _)| name.clone()).collect(),
+            tensors: tensors.into_iter().collect(),
+            kind,
+            device,
+            version: 0,
+        }
+    }
+
+    /// The tensors in order; they share storage with these weights, which are used up.
+    pub fn into_tensors(mut self) -> Vec<(String, Tensor)> {
+        let names = std::mem::take(&mut self.names).into_iter();
+        names
+            .filter_map(|name| {
+                let tensor = self.tensors.remove(&name)?;
+                Some((name, tensor))
+            })
+            .collect()
     }
 
     /// Fresh values: each element a function of the seed, the parameter's name and its place.
@@ -177,6 +237,14 @@ impl Weights {
     pub fn touch(&mut self) {
         self.version += 1;
     }
+}
+
+/// The part of a tensor that a slice names; shares storage.
+pub fn narrow(tensor: &Tensor, slice: &Slice) -> Tensor {
+    let dims = slice.start.iter().zip(&slice.size).enumerate();
+    dims.fold(tensor.shallow_clone(), |t, (dim, (&start, &size))| {
+        t.narrow(dim as i64, start as i64, size as i64)
+    })
 }
 
 pub(crate) fn same_shape(have: &[i64], want: &[usize]) -> bool {

@@ -48,8 +48,9 @@ pub trait Parameters {
     fn kind(&self) -> Kind;
     /// The segment's parameters, this rank's parts of the matrices, in compute kind, in the order `Decoder::run` takes them.
     fn gather(&self, segment: &Segment) -> Result<Vec<Tensor>, Error>;
-    /// The engine no longer needs what [`gather`](Parameters::gather) gave for this segment,
-    /// until it gathers again.
+    /// The engine does not read what [`gather`](Parameters::gather) gave for this segment until it
+    /// gathers again. Graphs may still refer to it: the next gather brings the same values to the
+    /// same storage.
     fn release(&self, segment: &Segment);
 }
 
@@ -155,7 +156,11 @@ impl<'a> Engine<'a> {
                 false => None,
             };
             x = match &graph {
-                Some(graph) => graph.output.detach(),
+                Some(graph) => {
+                    // gathered again before the graph is walked back
+                    self.parameters.release(&self.decoder.segments[index]);
+                    graph.output.detach()
+                }
                 None => self.run_plain(index, &input, &scene)?,
             };
             steps.push(Step { input, graph });
@@ -361,7 +366,11 @@ impl Walk<'_> {
         let segment = &engine.decoder.segments[index];
         let Step { input, graph } = step;
         let Graph { output, parameters } = match graph {
-            Some(graph) => graph,
+            Some(graph) => {
+                // fills the storage that the graph's parameters share
+                drop(engine.parameters.gather(segment)?);
+                graph
+            }
             None => engine.run_graph(index, &input, &self.scene, false)?,
         };
         let mut sources: Vec<&Tensor> = vec![&input];
@@ -383,19 +392,20 @@ impl Walk<'_> {
                 grads.add(name, grad)?;
             }
         }
+        grads.done(&segment.params)?;
         Ok(d_input.unwrap_or_else(|| input.zeros_like()))
     }
 
     fn embedding(&self, d_output: Tensor, grads: &mut dyn Gradients) -> Result<(), Error> {
-        if d_output.size()[0] == 0 {
-            return Ok(());
-        }
         let decoder = self.engine.decoder;
-        let grad = self
-            .scene
-            .embedding_back(d_output, decoder.config.vocab_size);
-        self.engine.inside.check()?;
-        grads.add(&decoder.segments[0].params[0], grad)
+        if d_output.size()[0] > 0 {
+            let grad = self
+                .scene
+                .embedding_back(d_output, decoder.config.vocab_size);
+            self.engine.inside.check()?;
+            grads.add(&decoder.segments[0].params[0], grad)?;
+        }
+        grads.done(&decoder.segments[0].params)
     }
 }
 

@@ -15,6 +15,7 @@ mod grads;
 mod groups;
 mod inside;
 mod routes;
+mod sharded;
 mod tp;
 
 pub use collective::{Collective, Count, Counts, Gloo, Net, Pending, Solo};
@@ -25,3 +26,4 @@ pub use grads::{Gradients, Grads};
 pub use groups::Groups;
 pub use inside::Inside;
 pub use routes::{Load, Moe, Routes};
+pub use sharded::{Part, Sharded, Units};

@@ -30,6 +30,10 @@ pub struct Resources {
     pub threads: u32,
     /// How the ranks are arranged; what is left out is 1, and `dp_replicate` takes what remains.
     pub mesh: Mesh,
+    /// Give gathered weights back after each use, instead of keeping them until the update: less
+    /// memory, more traffic. Acts where weights are sharded.
+    #[serde(skip_serializing_if = "is_true")]
+    pub reshard: bool,
     /// How a rollout holds the weights.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub rollout_mesh: BTreeMap<String, u32>,
@@ -38,9 +42,16 @@ pub struct Resources {
     pub activation_checkpointing: ActivationCheckpointing,
     /// Rows whose logits exist at a time.
     pub head_chunk: u64,
-    /// Keep parameters and optimizer state in CPU memory.
+    /// Keep master weights and optimizer state in CPU memory, where the optimizer then runs.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub offload: bool,
+    /// Seconds that a rank waits for the others before the attempt fails.
+    #[serde(skip_serializing_if = "is_ten_minutes")]
+    pub deadline: u64,
+}
+
+fn is_ten_minutes(seconds: &u64) -> bool {
+    *seconds == 600
 }
 
 impl Default for Resources {
@@ -50,11 +61,13 @@ impl Default for Resources {
             nodes: 1,
             threads: 0,
             mesh: Mesh::default(),
+            reshard: true,
             rollout_mesh: BTreeMap::new(),
             microbatch_tokens: 8192,
             activation_checkpointing: ActivationCheckpointing::None,
             head_chunk: 1024,
             offload: false,
+            deadline: 600,
         }
     }
 }
@@ -85,8 +98,22 @@ pub struct Mesh {
     pub cp: u32,
     /// Pipeline parallel.
     pub pp: u32,
+    /// Pieces of the model on each pipeline rank; above 1 the pipeline is interleaved.
+    #[serde(skip_serializing_if = "is_one")]
+    pub pp_chunks: u32,
     /// Expert parallel.
     pub ep: u32,
+    /// With `tp`: split the rows between matrices over its ranks.
+    #[serde(skip_serializing_if = "is_true")]
+    pub sp: bool,
+}
+
+fn is_true(flag: &bool) -> bool {
+    *flag
+}
+
+fn is_one(n: &u32) -> bool {
+    *n == 1
 }
 
 impl Default for Mesh {
@@ -97,8 +124,69 @@ impl Default for Mesh {
             tp: 1,
             cp: 1,
             pp: 1,
+            pp_chunks: 1,
             ep: 1,
+            sp: true,
         }
+    }
+}
+
+impl Mesh {
+    /// Gives `dp_replicate` what the other axes leave of `ranks`; refuses sizes whose product is
+    /// not `ranks`.
+    fn finish(&mut self, ranks: u32) -> Result<(), Invalid> {
+        let axes = [
+            ("dp_replicate", self.dp_replicate),
+            ("dp_shard", self.dp_shard),
+            ("tp", self.tp),
+            ("cp", self.cp),
+            ("pp", self.pp),
+            ("ep", self.ep),
+        ];
+        for (axis, size) in axes
+            .into_iter()
+            .skip(1)
+            .chain([("pp_chunks", self.pp_chunks)])
+        {
+            if size == 0 {
+                return Err(Invalid::range(&format!("mesh.{axis}"), size, "1 or more"));
+            }
+        }
+        if self.pp_chunks > 1 && self.pp == 1 {
+            return Err(Invalid::range(
+                "mesh.pp_chunks",
+                self.pp_chunks,
+                "1 where `pp` is 1: only pipeline ranks have pieces",
+            ));
+        }
+        let product = axes
+            .iter()
+            .map(|(_, n)| u64::from((*n).max(1)))
+            .product::<u64>();
+        let ranks = u64::from(ranks);
+        if self.dp_replicate == 0 && ranks.is_multiple_of(product) {
+            self.dp_replicate = (ranks / product) as u32;
+            return Ok(());
+        }
+        if product == ranks {
+            return Ok(());
+        }
+        let above_one: Vec<String> = axes
+            .iter()
+            .filter(|(_, n)| *n > 1)
+            .map(|(axis, n)| format!("{axis} {n}"))
+            .collect();
+        Err(Invalid {
+            field: "mesh".to_owned(),
+            message: format!(
+                "the axes of 'mesh' multiply to {product} ({}), but 'ranks' is {ranks}",
+                above_one.join(" x ")
+            ),
+            help: format!(
+                "use `ranks = {product}`, or change an axis until the product is {ranks}"
+            ),
+            code: codes::RANGE,
+        })
     }
 }
 
@@ -124,41 +212,7 @@ impl Resources {
                 "use `nodes = 1` and raise `ranks`",
             ));
         }
-        let axes = [
-            ("dp_shard", self.mesh.dp_shard),
-            ("tp", self.mesh.tp),
-            ("cp", self.mesh.cp),
-            ("pp", self.mesh.pp),
-            ("ep", self.mesh.ep),
-        ];
-        for (axis, size) in axes {
-            if size == 0 {
-                return Err(Invalid::range(&format!("mesh.{axis}"), size, "1 or more"));
-            }
-            if size != 1 {
-                return Err(unsupported(
-                    &format!("mesh.{axis}"),
-                    format!("mesh.{axis} = {size}, but ranks can only replicate the weights yet"),
-                    &format!(
-                        "use `mesh = {{ dp_replicate = {} }}`, or leave `mesh` out",
-                        self.ranks
-                    ),
-                ));
-            }
-        }
-        if self.mesh.dp_replicate == 0 {
-            self.mesh.dp_replicate = self.ranks;
-        }
-        if self.mesh.dp_replicate != self.ranks {
-            return Err(Invalid::range(
-                "mesh.dp_replicate",
-                self.mesh.dp_replicate,
-                &format!(
-                    "{}, so that the mesh's axes multiply to `ranks`",
-                    self.ranks
-                ),
-            ));
-        }
+        self.mesh.finish(self.ranks)?;
         if !self.rollout_mesh.is_empty() {
             return Err(unsupported(
                 "rollout_mesh",
@@ -166,16 +220,10 @@ impl Resources {
                 "remove it",
             ));
         }
-        if self.offload {
-            return Err(unsupported(
-                "offload",
-                "'offload' does not exist yet".to_owned(),
-                "remove it",
-            ));
-        }
         for (field, value) in [
             ("microbatch_tokens", self.microbatch_tokens),
             ("head_chunk", self.head_chunk),
+            ("deadline", self.deadline),
         ] {
             if value == 0 {
                 return Err(Invalid::range(field, value, "1 or more"));

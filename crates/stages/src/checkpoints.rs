@@ -1,7 +1,8 @@
 //! When checkpoints are taken, and where they go.
 //!
-//! A checkpoint is a directory: what `train` writes, and files of the stage's own. Rank 0 writes
-//! and commits it to the store; the store refuses when another attempt has taken over.
+//! A checkpoint is a directory: what `train` writes, each rank its slices, and files of the stage's
+//! own. Rank 0 commits it to the store when all ranks have written; the store refuses when another
+//! attempt has taken over.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -118,22 +119,7 @@ impl<'a> Checkpoints<'a> {
         let due = every > 0 && step.is_multiple_of(every);
         let stop = self.stage.gang.any(stop::requested(), "stop")?;
         if due || stop {
-            // a failure to save is the whole gang's failure
-            let saved = if self.stage.gang.leads() {
-                self.save(step, policy, optimizer, state)
-            } else {
-                Ok(())
-            };
-            let broken = self.stage.gang.any(saved.is_err(), "checkpoint")?;
-            saved?;
-            if broken {
-                return Err(Failure::new(
-                    spec::FailureClass::Infra,
-                    "W0505",
-                    format!("rank 0 could not save the checkpoint of step {step}"),
-                    "its own message says why",
-                ));
-            }
+            self.save(step, policy, optimizer, state)?;
         }
         Ok(if stop { Next::Stop } else { Next::GoOn })
     }
@@ -146,10 +132,8 @@ impl<'a> Checkpoints<'a> {
         state: &S,
     ) -> Result<()> {
         let dir = self.stage.job.scratch.join(format!("checkpoint-{step}"));
-        if dir.exists() {
-            fs::remove_dir_all(&dir).map_err(at(&dir))?;
-        }
-        fs::create_dir_all(&dir).map_err(at(&dir))?;
+        // a failure of one rank is the whole gang's failure
+        self.together(step, self.lead(|| empty(&dir)))?;
         let extra = serde_json::to_value(state)
             .map_err(|e| Failure::failed("W0902", format!("state of the stage: {e}"), ""))?;
         let state = CheckpointState {
@@ -158,6 +142,34 @@ impl<'a> Checkpoints<'a> {
             extra,
         };
         policy.save_checkpoint(&dir, optimizer, &state)?;
+        self.together(step, self.lead(|| self.commit(step, &dir)))
+    }
+
+    /// Does on rank 0 what one rank does for all.
+    fn lead(&self, act: impl FnOnce() -> Result<()>) -> Result<()> {
+        if self.stage.gang.leads() {
+            act()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// One rank's failure is all ranks'.
+    fn together(&self, step: u64, done: Result<()>) -> Result<()> {
+        let broken = self.stage.gang.any(done.is_err(), "checkpoint")?;
+        done?;
+        if broken {
+            return Err(Failure::new(
+                spec::FailureClass::Infra,
+                "W0505",
+                format!("rank 0 could not save the checkpoint of step {step}"),
+                "its own message says why",
+            ));
+        }
+        Ok(())
+    }
+
+    fn commit(&self, step: u64, dir: &Path) -> Result<()> {
         for file in &self.carried {
             let name = file.file_name().unwrap_or_default();
             fs::copy(file, dir.join(name)).map_err(at(file))?;
@@ -165,13 +177,21 @@ impl<'a> Checkpoints<'a> {
         let job = &self.stage.job;
         let meta = json!({ "stage": job.stage, "step": step });
         self.store
-            .commit_checkpoint(&self.key, job.attempt, step, &dir, Ingest::Move, meta)?;
+            .commit_checkpoint(&self.key, job.attempt, step, dir, Ingest::Move, meta)?;
         self.store
             .prune_checkpoints(&self.key, job.checkpoint.keep as usize)?;
-        remove(&dir);
+        remove(dir);
         self.stage.report.event(&Event::Checkpoint { step });
         Ok(())
     }
+}
+
+/// A directory without what an earlier attempt may have left there.
+fn empty(dir: &Path) -> Result<()> {
+    if dir.exists() {
+        fs::remove_dir_all(dir).map_err(at(dir))?;
+    }
+    fs::create_dir_all(dir).map_err(at(dir))
 }
 
 /// Scratch that may stay behind.

@@ -138,6 +138,7 @@ impl From<train::Error> for Failure {
             E::Parallel(e) => e.into(),
             E::Model(e) => e.into(),
             E::Io { path, source } => disk(&path.display().to_string(), &source),
+            E::Peer { .. } => Failure::new(FailureClass::Infra, "W0505", e.to_string(), ""),
             E::Config(_) => Failure::config(e.to_string(), ""),
             E::Unit { .. } => Failure::data(e.to_string(), ""),
             E::Checkpoint { .. } => {

@@ -11,9 +11,6 @@ use tch::{Device, Kind, Tensor};
 
 use crate::failure::{Failure, Result};
 
-/// How long a rank waits for the others, at the start and in every collective.
-const DEADLINE: Duration = Duration::from_secs(600);
-
 /// All ranks of one attempt, as one of them sees it.
 pub struct Gang {
     pub rank: usize,
@@ -27,7 +24,8 @@ pub struct Gang {
 impl Gang {
     /// Joins by torchrun's variables: `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`,
     /// `MASTER_PORT`. Without `WORLD_SIZE`, or with 1, this process is alone.
-    pub fn join(mesh: Mesh) -> Result<Gang> {
+    /// Every wait for the others ends after `deadline` seconds.
+    pub fn join(mesh: Mesh, deadline: u64) -> Result<Gang> {
         let size = number("WORLD_SIZE")?.unwrap_or(1);
         if size != mesh.size() {
             return Err(Failure::config(
@@ -50,7 +48,8 @@ impl Gang {
                 "ranks count from 0",
             ));
         }
-        Ok(Gang::of(Groups::join(mesh, rank, &addr, port, DEADLINE)?))
+        let deadline = Duration::from_secs(deadline);
+        Ok(Gang::of(Groups::join(mesh, rank, &addr, port, deadline)?))
     }
 
     fn of(groups: Rc<Groups>) -> Gang {
@@ -125,7 +124,8 @@ pub fn mesh(asked: &spec::placement::Mesh) -> Mesh {
         cp: asked.cp as usize,
         tp: asked.tp as usize,
         pp: asked.pp as usize,
-        ..Mesh::solo()
+        pp_chunks: asked.pp_chunks as usize,
+        sp: asked.sp,
     }
 }
 

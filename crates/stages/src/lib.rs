@@ -100,7 +100,7 @@ pub fn run(file: &Path) -> i32 {
 
 fn stage(file: &Path, report: Report) -> Result<Done> {
     let text = std::fs::read(file).map_err(at(file))?;
-    let job: JobSpec = serde_json::from_slice(&text).map_err(|e| {
+    let mut job: JobSpec = serde_json::from_slice(&text).map_err(|e| {
         Failure::config(
             format!("{}: {e}", file.display()),
             "use the `recipe` and `recipe-worker` of the same build",
@@ -127,12 +127,13 @@ fn stage(file: &Path, report: Report) -> Result<Done> {
             format!("it runs {}", known.join(", ")),
         )
     })?;
+    job.resources.finish()?;
     if job.resources.threads > 0 {
         torch::threads::set(job.resources.threads as usize);
     }
     let local_rank = gang::local_rank()?;
     let device = train::device(&job.device, local_rank)?;
-    let gang = Gang::join(gang::mesh(&job.resources.mesh))?;
+    let gang = Gang::join(gang::mesh(&job.resources.mesh), job.resources.deadline)?;
     let stage = Stage {
         job,
         gang,

@@ -26,6 +26,8 @@ pub fn policy_config(stage: &Stage, dtype: kinds::Dtype) -> PolicyConfig {
         },
         microbatch_tokens: resources.microbatch_tokens as usize,
         head_chunk: Some(resources.head_chunk as usize),
+        reshard: resources.reshard,
+        offload: resources.offload,
         ..PolicyConfig::default()
     }
 }
@@ -48,12 +50,9 @@ pub fn scorer(stage: &Stage, dir: &Path, dtype: kinds::Dtype) -> Result<Policy> 
     Ok(Policy::load(dir, config, stage.gang.groups.clone())?)
 }
 
-/// Writes the trained model, from rank 0.
+/// Writes the trained model; every rank gives its slices.
 pub fn export(stage: &Stage, policy: &Policy) -> Result<()> {
-    if stage.gang.leads() {
-        policy.export(stage.output("model")?, None)?;
-    }
-    Ok(())
+    Ok(policy.export(stage.output("model")?, None)?)
 }
 
 /// A fresh optimizer.

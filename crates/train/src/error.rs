@@ -38,6 +38,14 @@ pub enum Error {
         /// What does not fit, and the fix.
         what: String,
     },
+    /// Another rank failed at what all do together.
+    #[error("rank {rank} failed in phase '{phase}'; its own message says why")]
+    Peer {
+        /// Which rank of the world.
+        rank: usize,
+        /// What all were doing.
+        phase: String,
+    },
     /// A configuration that cannot work.
     #[error("{0}")]
     Config(String),

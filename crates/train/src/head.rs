@@ -313,6 +313,14 @@ struct PartPull {
 }
 
 impl<'a> Input<'a> {
+    pub fn new(hidden: &'a Tensor, weight: &'a Tensor, targets: &'a Tensor) -> Input<'a> {
+        Input {
+            hidden,
+            weight,
+            targets,
+        }
+    }
+
     fn part(&self, at: i64, len: i64) -> Part<'a> {
         Part {
             hidden: self.hidden.narrow(0, at, len),

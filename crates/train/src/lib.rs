@@ -29,5 +29,5 @@ pub use metrics::{Meter, Sums, Work};
 pub use optimizer::{Optimizer, OptimizerConfig};
 pub use parallel::{Checkpointing, Collective, Gloo, Groups, Solo};
 pub use plan::Plan;
-pub use policy::{Accumulated, Entropy, Observe, Policy, PolicyConfig, StepStats};
+pub use policy::{Accumulated, Entropy, Observe, Policy, PolicyConfig, StateBytes, StepStats};
 pub use schedule::{Schedule, Shape};

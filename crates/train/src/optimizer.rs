@@ -43,6 +43,19 @@ impl Default for OptimizerConfig {
     }
 }
 
+impl OptimizerConfig {
+    /// Names of the moments that it keeps after so many updates.
+    pub(crate) fn moments(&self, updates: u64) -> Vec<String> {
+        let names: &[&str] = match self {
+            _ if updates == 0 => &[],
+            OptimizerConfig::AdamW { .. } => &["first", "second"],
+            OptimizerConfig::Sgd { momentum, .. } if *momentum != 0.0 => &["first"],
+            OptimizerConfig::Sgd { .. } => &[],
+        };
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+}
+
 /// An optimizer with its state by Hugging Face name.
 pub struct Optimizer {
     pub(crate) config: OptimizerConfig,
@@ -59,7 +72,7 @@ pub(crate) struct Param<'a> {
     pub name: &'a str,
     /// Changed in place.
     pub master: Tensor,
-    pub grad: &'a Tensor,
+    pub grad: Tensor,
     /// Whether weight decay applies.
     pub decay: bool,
 }
@@ -139,7 +152,7 @@ impl Optimizer {
             }
         }
         let masters: Vec<&Tensor> = group.iter().map(|p| &p.master).collect();
-        let grads: Vec<&Tensor> = group.iter().map(|p| p.grad).collect();
+        let grads: Vec<&Tensor> = group.iter().map(|p| &p.grad).collect();
         let first: Vec<&Tensor> = group.iter().map(|p| &self.first[p.name]).collect();
         let second: Vec<&Tensor> = group.iter().map(|p| &self.second[p.name]).collect();
         let Some(any) = masters.first() else {
@@ -154,13 +167,13 @@ impl Optimizer {
 
     fn sgd(&mut self, mut p: Param, lr: f64, momentum: f64, weight_decay: f64) {
         let mut update = if momentum == 0.0 {
-            p.grad * -lr
+            &p.grad * -lr
         } else {
             let velocity = self
                 .first
                 .entry(p.name.to_owned())
                 .or_insert_with(|| p.grad.zeros_like());
-            let _ = velocity.g_mul_scalar_(momentum).g_add_(p.grad);
+            let _ = velocity.g_mul_scalar_(momentum).g_add_(&p.grad);
             &*velocity * -lr
         };
         if p.decay && weight_decay != 0.0 {

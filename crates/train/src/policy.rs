@@ -1,128 +1,47 @@
-//! The policy: a decoder with weights that are trained, sharded over no one yet: every rank holds
-//! all of it and computes its share of each batch.
+//! The policy: a decoder with weights that are trained. Every rank of the mesh stores its slices of
+//! them and computes its share of each batch; one rank alone stores them whole and copies nothing.
 
-use std::collections::{HashMap, HashSet};
-use std::path::{Path, PathBuf};
+mod build;
+mod config;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
 use std::rc::Rc;
 
+use arch::Held;
 use arch::experts::Experts;
-use arch::{ModelConfig, Role};
 use model::{Decoder, Ops, Weights};
-use parallel::{
-    Checkpointing, Collective, Engine, Gradients, Grads, Groups, Inside, Load, Moe, Walk, Whole,
-};
+use parallel::{Collective, Engine, Gradients, Grads, Groups, Inside, Load, Moe, Sharded, Walk};
 use tch::{Device, Kind, Tensor};
 
 use crate::balance;
 use crate::head::{Head, Input, Pull, Pulled, accumulation};
 use crate::lay::{self, Laid, Owned};
-use crate::metrics::{Flops, Work};
+use crate::metrics::Flops;
 use crate::optimizer::Param;
 use crate::{Error, LossOut, Optimizer, Plan, Sums, Tokens, Unit};
 
-/// Whether the entropy of each predicting distribution is computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Entropy {
-    /// No: [`Tokens::entropy`] is empty.
-    Off,
-    /// Yes, as a constant of the loss.
-    #[default]
-    Detached,
-    /// Yes, and the loss may pull on it.
-    Differentiable,
-}
-
-/// How a policy computes. Nothing here but `kind`, `temperature` and `router_aux_loss_coef` changes
-/// the mathematics.
-#[derive(Debug, Clone)]
-pub struct PolicyConfig {
-    /// Compute kind: fp32, bf16 (with fp32 masters) or fp64.
-    pub kind: Kind,
-    /// Where.
-    pub device: Device,
-    /// What forward keeps for backward.
-    pub checkpointing: Checkpointing,
-    /// Rows per microbatch.
-    pub microbatch_tokens: usize,
-    /// Rows per chunk of the head; `None` chooses by memory.
-    pub head_chunk: Option<usize>,
-    /// Log-probabilities are of softmax(logits / temperature).
-    pub temperature: f64,
-    /// Weight of the loss that balances the load of experts; 0 is off.
-    pub router_aux_loss_coef: f64,
-    /// Compute a unit's prefix once for all its branches.
-    pub share_prefix: bool,
-    /// What [`Tokens::entropy`] holds.
-    pub entropy: Entropy,
-    /// Steps with a NaN or infinite gradient, in a row, after which training stops.
-    pub skip_limit: u64,
-    /// Whether weight decay applies to embeddings and the LM matrix too.
-    pub decay_embeddings: bool,
-}
-
-impl Default for PolicyConfig {
-    fn default() -> Self {
-        PolicyConfig {
-            kind: Kind::Float,
-            device: Device::Cpu,
-            checkpointing: Checkpointing::None,
-            microbatch_tokens: 8192,
-            head_chunk: None,
-            temperature: 1.0,
-            router_aux_loss_coef: 0.0,
-            share_prefix: true,
-            entropy: Entropy::Detached,
-            skip_limit: 10,
-            decay_embeddings: true,
-        }
-    }
-}
-
-/// What one accumulation over a batch gave, equal on all ranks.
-#[derive(Debug, Clone, Default)]
-pub struct Accumulated {
-    /// The batch's loss, [`Accumulated::balance`] included.
-    pub loss: f64,
-    /// The weighted part of it that balances the load of experts.
-    pub balance: f64,
-    /// Sums of the closure's metrics.
-    pub metrics: Sums,
-    /// Tokens and FLOPs.
-    pub work: Work,
-}
-
-/// What one update did.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepStats {
-    /// Global gradient norm before clipping.
-    pub grad_norm: f64,
-    /// Factor that clipping applied.
-    pub clip: f64,
-    /// The gradient was NaN or infinite: weights and optimizer are as before.
-    pub skipped: bool,
-    /// Steps skipped so far.
-    pub skipped_total: u64,
-}
-
-/// Counts of steps skipped for a bad gradient.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(crate) struct Skips {
-    pub in_a_row: u64,
-    pub total: u64,
-}
+pub(crate) use config::Skips;
+pub use config::{Accumulated, Entropy, PolicyConfig, StateBytes, StepStats};
 
 /// Looks at the values of a microbatch and returns metrics, which add up.
 pub type Observe<'a> = dyn Fn(&Tokens) -> Result<Vec<(&'static str, f64)>, Error> + 'a;
 
 /// Turns a microbatch's hidden states into the gradients of the head's inputs.
-type PullHead<'a> = dyn FnMut(&Policy, &Walk, &Laid, &mut Sums) -> Result<Pulled, Error> + 'a;
+type PullHead<'a> =
+    dyn FnMut(&Policy, &Walk, &Tensor, &Laid, &mut Sums) -> Result<Pulled, Error> + 'a;
 
 /// A decoder with trained weights.
 pub struct Policy {
     pub(crate) decoder: Decoder,
-    /// Compute weights; what rollouts read.
+    /// What this rank has of each parameter, in the table's order.
+    pub(crate) table: Vec<Held>,
+    /// This rank's shards in compute kind, by segment.
+    pub(crate) sharded: Sharded,
+    /// The same tensors by name; what rollouts read.
     pub(crate) weights: Weights,
-    /// fp32 masters under bf16 compute; otherwise the compute weights are the masters.
+    /// fp32 masters under bf16 compute or in CPU memory; otherwise the compute weights are the
+    /// masters.
     pub(crate) masters: Option<Weights>,
     pub(crate) skips: Skips,
     pub(crate) source: PathBuf,
@@ -139,102 +58,13 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Reads a Hugging Face directory. Every rank reads it whole.
-    pub fn load(dir: &Path, config: PolicyConfig, groups: Rc<Groups>) -> Result<Policy, Error> {
-        let model = ModelConfig::from_dir(dir).map_err(model::Error::from)?;
-        let weights = Weights::load(dir, &model, accumulation(config.kind), config.device)?;
-        Policy::new(model, weights, dir.to_owned(), config, groups)
-    }
-
-    /// A policy over these master weights (fp32; fp64 for fp64 compute), on the configuration's
-    /// device. `source` is the directory whose other files [`Policy::export`] carries along.
-    pub fn new(
-        model: ModelConfig,
-        masters: Weights,
-        source: PathBuf,
-        config: PolicyConfig,
-        groups: Rc<Groups>,
-    ) -> Result<Policy, Error> {
-        if !matches!(config.kind, Kind::Float | Kind::BFloat16 | Kind::Double) {
-            return Err(Error::Config(format!(
-                "compute kind {:?} cannot train: use fp32 or bf16",
-                config.kind
-            )));
-        }
-        if !(config.temperature > 0.0 && config.temperature.is_finite()) {
-            return Err(Error::Config(format!(
-                "temperature {} scales no log-probabilities: use one above 0",
-                config.temperature
-            )));
-        }
-        if config.router_aux_loss_coef != 0.0 && model.experts.is_none() {
-            return Err(Error::Config(format!(
-                "router_aux_loss_coef is {}, but this {} has no experts: leave it out",
-                config.router_aux_loss_coef, model.family.model_type
-            )));
-        }
-        let kind = accumulation(config.kind);
-        if masters.kind() != kind {
-            return Err(Error::Config(format!(
-                "master weights are {:?}: load them as {kind:?}",
-                masters.kind()
-            )));
-        }
-        let inside = Inside::new(
-            groups.cp.clone(),
-            groups.tp.clone(),
-            groups.mesh.sp,
-            model.vocab_size,
-        );
-        let params = model.params();
-        let shape = |shape: &[usize]| shape.iter().map(|&n| n as i64).collect();
-        let grads = Grads::new(
-            params.iter().map(|p| (p.name.clone(), shape(&p.shape))),
-            kind,
-            config.device,
-        );
-        let decays = params
-            .into_iter()
-            .map(|p| {
-                let embedding = matches!(p.role, Role::Embed | Role::Head);
-                (p.name, p.decay && (config.decay_embeddings || !embedding))
-            })
-            .collect();
-        let (weights, masters) = if config.kind == kind {
-            (masters, None)
-        } else {
-            (masters.copy_as(config.kind)?, Some(masters))
-        };
-        let decoder = Decoder::new(model);
-        let mine = arch::slice::experts(&decoder.config, groups.ep.size(), groups.ep.rank());
-        let defs = decoder.config.params().into_iter();
-        let apart: HashSet<String> = defs
-            .filter(|p| p.expert.is_some_and(|e| !mine.contains(&e)))
-            .map(|p| p.name)
-            .collect();
-        Ok(Policy {
-            held: decoder.holding(|name| !apart.contains(name)),
-            decoder,
-            weights,
-            masters,
-            skips: Skips::default(),
-            source,
-            grads,
-            decays,
-            ops: Box::new(kernels::Fused),
-            moe: Moe::across(groups.ep.clone()),
-            config,
-            groups,
-            inside,
-        })
-    }
-
     /// The decoder.
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
     }
 
-    /// The compute weights, as of the last update.
+    /// This rank's slices of the weights in compute kind, as of the last update: what
+    /// [`Policy::table`] calls its shards; the whole weights where one rank trains alone.
     pub fn weights(&self) -> &Weights {
         &self.weights
     }
@@ -259,15 +89,33 @@ impl Policy {
         &self.groups
     }
 
-    /// Gradients of the last accumulation, summed over ranks; unclipped until
-    /// [`Policy::apply`].
+    /// Gradients of this rank's slices from the last accumulation, summed over ranks; unclipped
+    /// until [`Policy::apply`].
     pub fn grads(&self) -> &Grads {
         &self.grads
     }
 
-    /// fp32 (fp64) weights that updates change.
+    /// What this rank has of each parameter, in the table's order.
+    pub fn table(&self) -> &[Held] {
+        &self.table
+    }
+
+    /// fp32 (fp64) slices that updates change.
     pub fn masters(&self) -> &Weights {
         self.masters.as_ref().unwrap_or(&self.weights)
+    }
+
+    /// Bytes of this rank's state: parameters (compute weights, and masters where they are apart),
+    /// gradients of the last accumulation, moments.
+    pub fn state_bytes(&self, optimizer: &Optimizer) -> StateBytes {
+        let masters = self.masters.iter().flat_map(Weights::iter);
+        let parameters = self.weights.iter().chain(masters).map(|(_, t)| bytes(t));
+        let moments = optimizer.first.values().chain(optimizer.second.values());
+        StateBytes {
+            parameters: parameters.sum(),
+            gradients: self.grads.bytes(),
+            optimizer: moments.map(bytes).sum(),
+        }
     }
 
     /// Where these units would go.
@@ -294,19 +142,21 @@ impl Policy {
         }
         // Every rank fills in its part of zeros, so the sum over ranks is exact.
         let mut flat = vec![0f32; total];
-        let whole = Whole(&self.weights);
-        let engine = self.engine(&whole);
+        let engine = self.engine();
         for indices in self.my_microbatches(units) {
             let laid = self.lay(units, &indices);
             let hidden = engine.infer(&laid.batch)?;
+            let name = self.decoder.lm_head_name();
+            let matrix = self.sharded.gather_one(name)?;
             if laid.rows == 0 {
+                self.sharded.release_one(name);
                 continue;
             }
             let owned = self.owned(&laid);
             let targets = owned.take(&laid.targets);
-            let scored = self
-                .head()
-                .score(self.head_input(&hidden, &targets), false, false)?;
+            let input = Input::new(&hidden, &matrix, &targets);
+            let scored = self.head().score(input, false, false)?;
+            self.sharded.release_one(name);
             let logp = owned.gather(vec![scored.logp])?;
             // of the ranks that share a microbatch one gives its values
             if !self.speaks() {
@@ -352,11 +202,11 @@ impl Policy {
         units: &[Unit],
         loss: &dyn Fn(&Tokens) -> Result<LossOut, Error>,
     ) -> Result<Accumulated, Error> {
-        self.walk_batch(units, &mut |policy, walk, laid, sums| {
+        self.walk_batch(units, &mut |policy, walk, matrix, laid, sums| {
             let entropy = policy.config.entropy;
             let owned = policy.owned(laid);
             let targets = owned.take(&laid.targets);
-            let input = policy.head_input(walk.output(), &targets);
+            let input = Input::new(walk.output(), matrix, &targets);
             let scored = policy.head().score(input, entropy != Entropy::Off, true)?;
             let tokens = policy.leaves(&owned.gather(scored.values())?, laid);
             let out = tch::with_grad(|| loss(&tokens))?;
@@ -386,10 +236,10 @@ impl Policy {
         coefficient: &dyn Fn(usize, usize, usize) -> f64,
         observe: Option<&Observe>,
     ) -> Result<Accumulated, Error> {
-        self.walk_batch(units, &mut |policy, walk, laid, sums| {
+        self.walk_batch(units, &mut |policy, walk, matrix, laid, sums| {
             let owned = policy.owned(laid);
             let targets = owned.take(&laid.targets);
-            let input = policy.head_input(walk.output(), &targets);
+            let input = Input::new(walk.output(), matrix, &targets);
             let coefficients = policy.coefficients(laid, coefficient);
             let mine = owned.take(&coefficients);
             let entropy = observe.is_some() && policy.config.entropy != Entropy::Off;
@@ -418,7 +268,7 @@ impl Policy {
     /// # Errors
     /// [`Error::Diverged`] when that happened `skip_limit` times in a row.
     pub fn apply(&mut self, optimizer: &mut Optimizer, lr: f64) -> Result<StepStats, Error> {
-        let grad_norm = self.grads.norm();
+        let grad_norm = self.grads.norm()?;
         let mut stats = StepStats {
             grad_norm,
             clip: 1.0,
@@ -444,23 +294,24 @@ impl Policy {
         let masters = self.masters.as_ref().unwrap_or(&self.weights);
         let params = masters
             .iter()
+            .filter(|(_, master)| master.numel() > 0)
             .filter_map(|(name, master)| {
                 let grad = self.grads.get(name)?;
                 Some(Param {
                     name,
                     master: master.shallow_clone(),
-                    grad,
+                    grad: grad.to_device(master.device()),
                     decay: self.decays[name],
                 })
             })
             .collect();
         optimizer.step(params, lr)?;
-        self.publish();
+        self.publish()?;
         Ok(stats)
     }
 
     /// Brings the compute weights up to the masters, under a new version.
-    pub(crate) fn publish(&mut self) {
+    pub(crate) fn publish(&mut self) -> Result<(), Error> {
         let _no_grad = tch::no_grad_guard();
         if let Some(masters) = &self.masters {
             for (name, master) in masters.iter() {
@@ -468,6 +319,7 @@ impl Policy {
             }
         }
         self.weights.touch();
+        Ok(self.sharded.updated()?)
     }
 
     /// Runs this rank's microbatches; `head` turns hidden states into their gradient.
@@ -485,7 +337,7 @@ impl Policy {
         self.moe.set_pull(None);
         self.moe.set_every_row(false);
         done?;
-        self.grads.reduce(&*self.groups.world)?;
+        self.grads.reduce()?;
         if !self.speaks() {
             sums = Sums::default();
         }
@@ -520,8 +372,7 @@ impl Policy {
         self.moe.set_pull(None);
         self.moe.set_every_row(coefficient > 0.0);
         if coefficient > 0.0 {
-            let whole = Whole(&self.weights);
-            let engine = self.engine(&whole);
+            let engine = self.engine();
             for indices in self.my_microbatches(units) {
                 let _ = engine.infer(&self.lay(units, &indices).batch)?;
             }
@@ -549,18 +400,22 @@ impl Policy {
         sums: &mut Sums,
         head: &mut PullHead,
     ) -> Result<(), Error> {
-        let whole = Whole(&self.weights);
-        let engine = self.engine(&whole);
+        let engine = self.engine();
         for indices in self.my_microbatches(units) {
             let laid = self.lay(units, &indices);
             let walk = engine.forward(&laid.batch)?;
+            let name = self.decoder.lm_head_name();
+            let matrix = self.sharded.gather_one(name)?;
             let d_hidden = if laid.rows == 0 {
                 walk.output().zeros_like()
             } else {
-                let pulled = head(self, &walk, &laid, sums)?;
-                grads.add(self.decoder.lm_head_name(), pulled.weight)?;
+                let pulled = head(self, &walk, &matrix, &laid, sums)?;
+                grads.add(name, pulled.weight)?;
                 pulled.hidden
             };
+            drop(matrix);
+            self.sharded.release_one(name);
+            grads.done(&[name.to_owned()])?;
             walk.backward(d_hidden, grads)?;
         }
         Ok(())
@@ -579,10 +434,10 @@ impl Policy {
         lay::lay(units, indices, c.share_prefix, c.device, experts)
     }
 
-    fn engine<'a>(&'a self, parameters: &'a Whole<'a>) -> Engine<'a> {
+    fn engine(&self) -> Engine<'_> {
         Engine {
             decoder: &self.held,
-            parameters,
+            parameters: &self.sharded,
             ops: &*self.ops,
             inside: &self.inside,
             checkpointing: self.config.checkpointing,
@@ -596,15 +451,6 @@ impl Policy {
             chunk: self.config.head_chunk,
             vocabulary: self.decoder.config.vocab_size,
             ranks: &*self.groups.tp,
-        }
-    }
-
-    fn head_input<'a>(&'a self, hidden: &'a Tensor, targets: &'a Tensor) -> Input<'a> {
-        let weight = self.weights.get(self.decoder.lm_head_name());
-        Input {
-            hidden,
-            weight,
-            targets,
         }
     }
 
@@ -669,6 +515,10 @@ fn pull(loss: &Tensor, tokens: &Tokens) -> Result<Vec<Tensor>, Error> {
         .zip(leaves)
         .map(|(grad, leaf)| grad.unwrap_or_else(|| leaf.zeros_like()))
         .collect())
+}
+
+fn bytes(tensor: &Tensor) -> usize {
+    tensor.numel() * tensor.kind().elt_size_in_bytes()
 }
 
 fn to_vec(values: &Tensor) -> Result<Vec<f32>, Error> {

@@ -1,18 +1,22 @@
-//! Named tensors in one safetensors file, bit for bit.
+//! Named tensors in one safetensors file, bit for bit, and parts of them read back.
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::path::Path;
 
-use safetensors::{Dtype, SafeTensors, View};
+use arch::Slice;
+use model::files::TensorFile;
+use model::weights::narrow;
+use safetensors::{Dtype, View};
 use tch::{Kind, Tensor};
 
 use crate::Error;
 
 /// Writes `tensors` to `path`, one at a time in memory beside their own storage.
-pub(crate) fn write<'a>(
+pub(crate) fn write(
     path: &Path,
-    tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
+    tensors: &[(String, Tensor)],
+    metadata: HashMap<String, String>,
 ) -> Result<(), Error> {
     let mut views = Vec::new();
     for (name, tensor) in tensors {
@@ -28,7 +32,7 @@ pub(crate) fn write<'a>(
             },
         ));
     }
-    safetensors::serialize_to_file(views, None, path).map_err(|error| match error {
+    safetensors::serialize_to_file(views, Some(metadata), path).map_err(|error| match error {
         safetensors::SafeTensorError::IoError(source) => Error::Io {
             path: path.to_owned(),
             source,
@@ -37,23 +41,30 @@ pub(crate) fn write<'a>(
     })
 }
 
-/// Reads all tensors of `path` to the CPU.
-pub(crate) fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, Error> {
-    let file = std::fs::File::open(path).map_err(Error::io(path))?;
-    // SAFETY: the map is only read; a checkpoint is not written to after its commit.
-    let map = unsafe { memmap2::Mmap::map(&file) }.map_err(Error::io(path))?;
-    let parsed = SafeTensors::deserialize(&map)
-        .map_err(|e| refuse(path, format!("{e}; the file is damaged")))?;
-    let mut out = BTreeMap::new();
-    for (name, view) in parsed.iter() {
-        let kind = kind(view.dtype())
-            .ok_or_else(|| refuse(path, format!("'{name}' is {:?}", view.dtype())))?;
-        let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
-        let tensor =
-            Tensor::f_from_data_size(view.data(), &shape, kind).map_err(torch::Error::from)?;
-        out.insert(name.to_owned(), tensor);
+/// A part of the tensor `name` of `file`, on the CPU. Nothing else of it is read.
+pub(crate) fn read(file: &TensorFile, name: &str, part: &Slice) -> Result<Tensor, Error> {
+    let missing = || refuse(file.path(), format!("tensor '{name}' is missing"));
+    let (entry, bytes) = file.get(name).ok_or_else(missing)?;
+    let fits = entry.shape.len() == part.start.len()
+        && (0..entry.shape.len()).all(|d| part.start[d] + part.size[d] <= entry.shape[d]);
+    if !fits {
+        return Err(refuse(
+            file.path(),
+            format!(
+                "tensor '{name}' is {:?}, too small for {part:?}",
+                entry.shape
+            ),
+        ));
     }
-    Ok(out)
+    let row = entry.bytes() / entry.shape[0].max(1);
+    let rows = part.start[0] * row..(part.start[0] + part.size[0]) * row;
+    let mut shape: Vec<i64> = entry.shape.iter().map(|&n| n as i64).collect();
+    shape[0] = part.size[0] as i64;
+    let mut inner = part.clone();
+    inner.start[0] = 0;
+    let tensor = Tensor::f_from_data_size(&bytes[rows], &shape, entry.dtype.kind())
+        .map_err(torch::Error::from)?;
+    Ok(narrow(&tensor, &inner))
 }
 
 fn refuse(path: &Path, what: String) -> Error {
@@ -67,14 +78,6 @@ fn dtype(kind: Kind) -> Option<Dtype> {
     match kind {
         Kind::Float => Some(Dtype::F32),
         Kind::Double => Some(Dtype::F64),
-        _ => None,
-    }
-}
-
-fn kind(dtype: Dtype) -> Option<Kind> {
-    match dtype {
-        Dtype::F32 => Some(Kind::Float),
-        Dtype::F64 => Some(Kind::Double),
         _ => None,
     }
 }

@@ -19,7 +19,9 @@ pub struct Net {
     size: usize,
     deadline: Duration,
     counts: Counts,
-    /// Check shapes on every call, not on the first of each phase only.
+    /// Collectives that failed so far.
+    failures: Cell<u64>,
+    /// Check shapes on every call, not on the first of each phase and shape only.
     check_all: bool,
 }
 
@@ -51,6 +53,7 @@ impl Net {
             size,
             deadline,
             counts: Counts::default(),
+            failures: Cell::new(0),
             check_all: std::env::var_os("RECIPE_CHECK_COLLECTIVES").is_some_and(|v| v != "0"),
         }))
     }
@@ -80,8 +83,9 @@ struct Inner {
     name: String,
     /// Ranks of the world, in the group's order.
     members: Vec<usize>,
-    /// (collective, phase) pairs whose shapes were compared once.
-    checked: RefCell<HashSet<(&'static str, String)>>,
+    /// Collective, phase and shape of the calls that were compared once. Ranks that agree so far
+    /// have the same here, so they compare at the same calls.
+    checked: RefCell<HashSet<(&'static str, String, Vec<i64>)>>,
     calls: Cell<u64>,
 }
 
@@ -150,10 +154,16 @@ impl Call<'_> {
 }
 
 impl Inner {
-    /// Counts the call, and compares its tensor with the peers' when it is the first of its phase.
+    /// Counts the call, and compares its tensor with the peers' when it is the first of its phase
+    /// and shape.
     fn begin(&self, call: &Call) -> Result<(), Error> {
         self.calls.set(self.calls.get() + 1);
-        let seen = (call.collective, call.phase.to_owned());
+        let mut shape = call.tensor.size();
+        if call.collective == "all_to_all" {
+            // the number of rows is each rank's own
+            shape.truncate(0);
+        }
+        let seen = (call.collective, call.phase.to_owned(), shape);
         if self.checked.borrow_mut().insert(seen) || self.net.check_all {
             self.compare(call)?;
         }
@@ -203,7 +213,8 @@ impl Inner {
     fn peers(&self, line: String) -> String {
         let me = self.net.rank;
         let peers = self.members.iter().copied().filter(|&r| r != me).collect();
-        report::exchange(&self.net.store, me, line, peers)
+        let turn = self.net.failures.replace(self.net.failures.get() + 1);
+        report::exchange(&self.net.store, turn, me, line, peers)
     }
 
     fn failure(

@@ -12,8 +12,15 @@ use torch::dist::Store;
 /// How long a failed rank waits for the lines of the others.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Leaves `line` for rank `me` and returns what each of `peers` (ranks of the world) left.
-pub(super) fn exchange(store: &Store, me: usize, line: String, peers: Vec<usize>) -> String {
+/// Leaves `line` for rank `me` and returns what each of `peers` (ranks of the world) left. `turn`
+/// counts the failures of this process: those of one failure meet under one number.
+pub(super) fn exchange(
+    store: &Store,
+    turn: u64,
+    me: usize,
+    line: String,
+    peers: Vec<usize>,
+) -> String {
     let store = store.share();
     let (tell, hear) = mpsc::channel();
     let names = peers.clone();
@@ -21,12 +28,12 @@ pub(super) fn exchange(store: &Store, me: usize, line: String, peers: Vec<usize>
     // they are made by a thread that can be left behind.
     thread::spawn(move || {
         let end = Instant::now() + PATIENCE;
-        if store.set(&key(me), &line).is_err() {
+        if store.set(&key(turn, me), &line).is_err() {
             return;
         }
         let mut missing = peers;
         while !missing.is_empty() && Instant::now() < end {
-            missing.retain(|&peer| match store.get(&key(peer)) {
+            missing.retain(|&peer| match store.get(&key(turn, peer)) {
                 Ok(Some(line)) => {
                     // nobody listens any more: the time is over
                     let _ = tell.send((peer, line));
@@ -54,6 +61,6 @@ pub(super) fn exchange(store: &Store, me: usize, line: String, peers: Vec<usize>
     told.join("; ")
 }
 
-fn key(rank: usize) -> String {
-    format!("failed/{rank}")
+fn key(turn: u64, rank: usize) -> String {
+    format!("failed/{turn}/{rank}")
 }

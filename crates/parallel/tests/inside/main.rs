@@ -84,7 +84,7 @@ fn run(case: &Case, groups: &Groups) -> Seen {
         grads: held
             .iter()
             .map(|h| {
-                let grad = whole(h, grads.get(&h.def.name), kind, groups);
+                let grad = whole(h, grads.get(&h.def.name).as_ref(), kind, groups);
                 (h.def.name.clone(), cases::flat(&grad))
             })
             .collect(),

@@ -267,16 +267,18 @@ impl<'a> Resolver<'a> {
 }
 
 /// Fields of [`crate::Resources`].
-const RESOURCES: [&str; 9] = [
+const RESOURCES: [&str; 11] = [
     "ranks",
     "nodes",
     "threads",
     "mesh",
+    "reshard",
     "rollout_mesh",
     "microbatch_tokens",
     "activation_checkpointing",
     "head_chunk",
     "offload",
+    "deadline",
 ];
 
 /// Whether `with` of this kind has the key. `steps` and `epochs` have no default.

@@ -125,15 +125,15 @@ impl Bench {
         job.outputs.values().next_back().unwrap().clone()
     }
 
-    /// Runs a job on `job.resources.ranks` ranks; the ends in rank order.
-    pub fn gang(&self, job: &JobSpec) -> Vec<Ended> {
+    /// Starts a job on `job.resources.ranks` ranks.
+    fn start(&self, job: &JobSpec) -> Vec<Child> {
         let port = std::net::TcpListener::bind("127.0.0.1:0")
             .unwrap()
             .local_addr()
             .unwrap()
             .port();
         let size = job.resources.ranks;
-        let ranks: Vec<Child> = (0..size)
+        (0..size)
             .map(|rank| {
                 let mut command = self.command(job);
                 command
@@ -147,8 +147,12 @@ impl Bench {
                     .spawn()
                     .unwrap()
             })
-            .collect();
-        ranks
+            .collect()
+    }
+
+    /// Runs a job on `job.resources.ranks` ranks; the ends in rank order.
+    pub fn gang(&self, job: &JobSpec) -> Vec<Ended> {
+        self.start(job)
             .into_iter()
             .map(|rank| {
                 let output = rank.wait_with_output().unwrap();
@@ -159,6 +163,25 @@ impl Bench {
                 }
             })
             .collect()
+    }
+
+    /// Starts a job on its ranks and kills all of them once the first has reported metrics of
+    /// `step`.
+    pub fn kill_gang(&self, job: &JobSpec, step: u64) {
+        let mut ranks = self.start(job);
+        let lines = BufReader::new(ranks[0].stdout.take().unwrap()).lines();
+        for line in lines {
+            let event: Event = serde_json::from_str(&line.unwrap()).unwrap();
+            if matches!(&event, Event::Metrics { step: s, .. } if *s >= step) {
+                break;
+            }
+        }
+        for rank in &mut ranks {
+            rank.kill().unwrap();
+        }
+        for rank in &mut ranks {
+            rank.wait().unwrap();
+        }
     }
 
     /// Starts a job and sends `signal` once it has reported metrics of `step`.

@@ -62,6 +62,33 @@ fn sft_goes_on_as_if_nothing_had_happened() {
 }
 
 #[test]
+fn sharded_ranks_go_on_as_if_nothing_had_happened() {
+    let bench = Bench::new();
+    let model = bench.tiny("model", json!({}));
+    let data = bench.rows("sums.jsonl", &sums(11));
+    let with = json!({ "steps": 8, "batch_size": 4, "lr": 0.01, "dtype": "bf16" });
+    let job = |name| {
+        let inputs = [("model", model.as_path()), ("data", data.as_path())];
+        let mut job = bench.job("sft", name, with.clone(), &inputs);
+        job.resources.ranks = 2;
+        job.resources.mesh.dp_shard = 2;
+        every(job, 2)
+    };
+    let ended = |job: &JobSpec| {
+        for rank in bench.gang(job) {
+            assert_eq!(rank.code, Some(0), "{}", rank.stderr);
+        }
+        digest(&job.outputs["model"])
+    };
+    let whole = ended(&job("whole"));
+    let killed = job("killed");
+    bench.kill_gang(&killed, 5);
+    let resumed = bench.resumed(&killed);
+    assert!(resumed.resume.as_ref().is_some_and(|r| r.step >= 4));
+    assert_eq!(ended(&resumed), whole);
+}
+
+#[test]
 fn bf16_keeps_its_masters() {
     let bench = Bench::new();
     let model = bench.tiny("model", json!({}));

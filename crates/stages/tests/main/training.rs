@@ -309,10 +309,25 @@ fn two_ranks_do_what_one_does() {
         ("dpo", train, model_and(&pairs)),
         ("grpo", grpo, vec![("model", &model)]),
     ];
-    for (kind, with, inputs) in cases {
-        let alone = bench.run(&bench.job(kind, &format!("{kind}1"), with.clone(), &inputs));
-        let mut job = bench.job(kind, &format!("{kind}2"), with, &inputs);
+    let shards = spec::placement::Mesh {
+        dp_shard: 2,
+        ..Default::default()
+    };
+    let runs = cases.into_iter().flat_map(|(kind, with, inputs)| {
+        let on = |mesh| (kind, with.clone(), inputs.clone(), mesh);
+        // a rollout reads whole weights
+        let meshes = if kind == "grpo" {
+            vec![spec::placement::Mesh::default()]
+        } else {
+            vec![spec::placement::Mesh::default(), shards]
+        };
+        meshes.into_iter().map(on).collect::<Vec<_>>()
+    });
+    for (i, (kind, with, inputs, mesh)) in runs.enumerate() {
+        let alone = bench.run(&bench.job(kind, &format!("{kind}{i}"), with.clone(), &inputs));
+        let mut job = bench.job(kind, &format!("{kind}-two-{i}"), with, &inputs);
         job.resources.ranks = 2;
+        job.resources.mesh = mesh;
         job.resources.microbatch_tokens = 24;
         let ranks = bench.gang(&job);
         for rank in &ranks {

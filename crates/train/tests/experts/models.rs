@@ -62,7 +62,7 @@ fn gradients_equal_plain_autograd() {
                     let got = policy.accumulate(&units, &loss).expect(&what);
                     assert!((got.loss - plain.loss).abs() <= tolerance * 10.0, "{what}");
                     for (name, grad) in policy.grads().iter() {
-                        let off = ratio(grad, &plain.grads[name]);
+                        let off = ratio(&grad, &plain.grads[name]);
                         assert!(off <= tolerance, "{what}: {name} is off by {off:e}");
                     }
                 }

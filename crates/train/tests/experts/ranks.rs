@@ -5,9 +5,9 @@ use std::net::TcpListener;
 use std::rc::Rc;
 use std::time::Duration;
 
-use arch::ModelConfig;
 use arch::mesh::Mesh;
-use tch::Kind;
+use arch::{ModelConfig, Slice};
+use tch::{Kind, Tensor};
 use train::{Checkpointing, Groups, PolicyConfig};
 
 use crate::cases::{self, Algorithm};
@@ -17,8 +17,13 @@ use crate::models::{mixtral, qwen};
 struct Seen {
     loss: f64,
     metrics: BTreeMap<String, f64>,
-    grads: BTreeMap<String, Vec<f64>>,
+    /// This rank's slices.
+    grads: BTreeMap<String, (Slice, Vec<f64>)>,
     logprobs: Vec<f32>,
+}
+
+fn flat(t: &Tensor) -> Vec<f64> {
+    Vec::try_from(t.contiguous().flatten(0, -1)).expect("numbers")
 }
 
 fn step(model: &ModelConfig, config: &PolicyConfig, count: usize, groups: Rc<Groups>) -> Seen {
@@ -26,12 +31,16 @@ fn step(model: &ModelConfig, config: &PolicyConfig, count: usize, groups: Rc<Gro
     let loss = cases::loss(Algorithm::Grpo, &units);
     let mut policy = cases::policy_of(model, config.clone(), groups);
     let got = policy.accumulate(&units, &loss).expect("a step");
-    let flat = |t: &tch::Tensor| Vec::try_from(t.flatten(0, -1)).expect("numbers");
-    let grads = policy.grads().iter();
+    let slices = policy.table().iter();
+    let slices: BTreeMap<_, _> = slices.map(|h| (&h.def.name, h.shard.clone())).collect();
+    let mine = |(name, t): (&str, Tensor)| {
+        let name = name.to_owned();
+        (name.clone(), (slices[&name].clone(), flat(&t)))
+    };
     Seen {
         loss: got.loss,
         metrics: got.metrics.0,
-        grads: grads.map(|(n, t)| (n.to_owned(), flat(t))).collect(),
+        grads: policy.grads().iter().map(mine).collect(),
         logprobs: policy.logprobs(&units).expect("values").concat().concat(),
     }
 }
@@ -88,13 +97,12 @@ fn experts_on_ranks_give_what_one_rank_gives() {
         for (rank, seen) in on(mesh, &model, &config, count).into_iter().enumerate() {
             let what = format!("{} {mesh} rank {rank}", model.family.model_type);
             assert!((seen.loss - alone.loss).abs() < 1e-10, "{what}");
-            assert_eq!(seen.grads.len(), alone.grads.len());
-            for (name, want) in &alone.grads {
-                let off: Vec<f64> = seen.grads[name]
-                    .iter()
-                    .zip(want)
-                    .map(|(a, b)| a - b)
-                    .collect();
+            for (name, (slice, got)) in seen.grads {
+                let (whole, want) = &alone.grads[&name];
+                let shape: Vec<i64> = whole.size.iter().map(|&n| n as i64).collect();
+                let whole = Tensor::from_slice(want).view(shape.as_slice());
+                let part = flat(&model::weights::narrow(&whole, &slice));
+                let off: Vec<f64> = got.iter().zip(&part).map(|(a, b)| a - b).collect();
                 let off = norm(&off) / norm(want);
                 assert!(off < 1e-9, "{what}: {name} is off by {off:e}");
             }

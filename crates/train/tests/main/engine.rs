@@ -63,7 +63,7 @@ fn compare(policy: &Policy, got_loss: f64, plain: &Plain, tolerance: f64, what: 
     );
     assert_eq!(policy.grads().iter().count(), plain.grads.len(), "{what}");
     for (name, grad) in policy.grads().iter() {
-        let off = ratio(grad, &plain.grads[name]);
+        let off = ratio(&grad, &plain.grads[name]);
         assert!(
             off <= tolerance,
             "{what}: gradient of {name} is off by {off:e}"
@@ -168,7 +168,7 @@ fn ranges_of_segments_give_the_bits_of_all_at_once() {
                 assert_eq!(pieces.iter().count(), whole.iter().count());
                 for (name, grad) in pieces.iter() {
                     let want = whole.get(name).expect("the same parameters");
-                    assert!(grad.equal(want), "{cuts:?}: {name}");
+                    assert!(grad.equal(&want), "{cuts:?}: {name}");
                 }
             }
         }
@@ -243,7 +243,7 @@ fn known_coefficients_give_the_same_gradients_in_one_pass() {
         assert!((a.loss - b.loss).abs() < 1e-12);
         assert!(b.metrics.get("entropy") > 0.0);
         for (name, grad) in one.grads().iter() {
-            let off = ratio(grad, two.grads().get(name).expect("the same names"));
+            let off = ratio(&grad, &two.grads().get(name).expect("the same names"));
             assert!(off < 1e-13, "{name} {off:e}");
         }
     }

@@ -200,7 +200,7 @@ fn bf16_compute_is_close_and_its_masters_collect_what_bf16_would_lose() {
     );
     for (name, grad) in half.grads().iter() {
         assert_eq!(grad.kind(), Kind::Float, "{name}");
-        let off = ratio(grad, exact.grads().get(name).expect("the same names"));
+        let off = ratio(&grad, &exact.grads().get(name).expect("the same names"));
         assert!(off < 0.1, "{name} {off}");
     }
     // a step far below bf16's resolution, many times

@@ -62,7 +62,7 @@ fn train(algorithm: Algorithm, kind: Kind, batch: usize, groups: Rc<Groups>) -> 
         let grads = policy
             .grads()
             .iter()
-            .map(|(name, t)| (name.to_owned(), flat(t)))
+            .map(|(name, t)| (name.to_owned(), flat(&t)))
             .collect();
         let stats = policy.apply(&mut optimizer, 0.05).expect("finite");
         losses.push(got.loss);
