@@ -167,3 +167,61 @@ in.model = "convert.model"
         );
     }
 }
+
+#[test]
+fn checkpoints_of_torch_come_in_and_go_out() {
+    let golden = root().join("tests/golden");
+    let project = Project::new(&format!(
+        r#"
+[recipe]
+name = "dcp"
+schema = 1
+[source.checkpoint]
+path = "{0}/dcp/two-ranks"
+[source.model]
+path = "{0}/models/llama-linear"
+[stage.convert]
+kind = "convert"
+in = {{ model = "source.checkpoint", config = "source.model" }}
+[stage.export]
+kind = "export"
+in.model = "convert.model"
+with.format = "dcp"
+[stage.again]
+kind = "convert"
+in.model = "export.model"
+"#,
+        golden.display()
+    ));
+    project.recipe(&["run", "recipe.toml"]).expect(0);
+    for stage in ["convert", "again"] {
+        project
+            .recipe(&[
+                "get",
+                "recipe.toml",
+                &format!("{stage}.model"),
+                "--to",
+                stage,
+            ])
+            .expect(0);
+        let model = golden.join("models/llama-linear");
+        assert_eq!(tensors(&project.path(stage)), tensors(&model), "{stage}");
+        let tokenizer = |dir: &Path| fs::read(dir.join("tokenizer.json")).ok();
+        assert_eq!(
+            tokenizer(&project.path(stage)),
+            tokenizer(&model),
+            "{stage}"
+        );
+    }
+    project
+        .recipe(&["get", "recipe.toml", "export.model", "--to", "exported"])
+        .expect(0);
+    let names: Vec<String> = fs::read_dir(project.path("exported"))
+        .expect("a directory")
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .collect();
+    for name in [".metadata", "__0_0.distcp", "config.json", "README.md"] {
+        assert!(names.iter().any(|n| n == name), "{name} in {names:?}");
+    }
+}

@@ -7,6 +7,7 @@
 use crate::Error;
 use memmap2::Mmap;
 use serde_json::{Map, Value, json};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -31,7 +32,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    const ALL: [Dtype; 4] = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16];
+    pub(crate) const ALL: [Dtype; 4] = [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16];
 
     /// Name in a safetensors header.
     pub fn header_name(self) -> &'static str {
@@ -243,6 +244,41 @@ fn check_ranges(
     Ok(())
 }
 
+/// A model's tensors by name, whatever files they lie in.
+pub trait TensorSource {
+    /// The directory they come from.
+    fn dir(&self) -> &Path;
+    /// Names of all tensors, sorted.
+    fn names(&self) -> BTreeSet<&str>;
+    /// What a tensor is.
+    fn entry(&self, name: &str) -> Option<&Entry>;
+    /// A tensor's elements in row-major order.
+    ///
+    /// # Errors
+    /// A tensor that is not there, or whose file is damaged.
+    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, Error>;
+}
+
+impl TensorSource for ModelFiles {
+    fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn names(&self) -> BTreeSet<&str> {
+        self.names()
+    }
+
+    fn entry(&self, name: &str) -> Option<&Entry> {
+        self.get(name).map(|(entry, _)| entry)
+    }
+
+    fn bytes(&self, name: &str) -> Result<Cow<'_, [u8]>, Error> {
+        self.get(name)
+            .map(|(_, bytes)| Cow::Borrowed(bytes))
+            .ok_or_else(|| Error::Tensors(format!("tensor '{name}' is missing")))
+    }
+}
+
 /// All tensors of a model directory, over one file or several.
 #[derive(Debug)]
 pub struct ModelFiles {
@@ -276,6 +312,8 @@ impl ModelFiles {
                 || dir.join("pytorch_model.bin.index.json").exists();
             let help = if pickled {
                 "; pickled weights are not read, save the model as safetensors first"
+            } else if crate::dcp::is_checkpoint(dir) {
+                "; it is a distributed checkpoint of PyTorch, which a `convert` stage brings in"
             } else {
                 ""
             };
@@ -393,7 +431,7 @@ pub fn write_model(
     Ok(())
 }
 
-fn shards(entries: &[Entry], max_shard_bytes: u64) -> Vec<Range<usize>> {
+pub(crate) fn shards(entries: &[Entry], max_shard_bytes: u64) -> Vec<Range<usize>> {
     let mut out: Vec<Range<usize>> = Vec::new();
     let mut size = 0;
     for (i, e) in entries.iter().enumerate() {

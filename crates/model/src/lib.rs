@@ -6,6 +6,7 @@
 //! | [`files`] | safetensors files and their index, checked before use |
 //! | [`save`] | model directories written, sharded |
 //! | [`convert`] | a model directory to another, byte for byte or with another dtype |
+//! | [`dcp`] | distributed checkpoints of PyTorch, read and written |
 //! | [`decoder`] | [`Decoder`]: segments and their forward |
 //! | [`moe`] | [`Dispatch`] and [`Routing`]: rows to experts and back |
 //! | [`ops`] | [`Ops`] and its libtorch implementation |
@@ -18,6 +19,7 @@
 
 pub mod attend;
 pub mod convert;
+pub mod dcp;
 pub mod decoder;
 pub mod error;
 pub mod files;

@@ -1,7 +1,7 @@
 //! Parameters by Hugging Face name.
 
 use crate::Error;
-use crate::files::ModelFiles;
+use crate::files::{ModelFiles, TensorSource};
 use arch::init::Normals;
 use arch::params::{EMBED, LM_HEAD};
 use arch::{Init, ModelConfig, ParamDef, Slice};
@@ -255,7 +255,7 @@ pub(crate) fn same_shape(have: &[i64], want: &[usize]) -> bool {
 ///
 /// # Errors
 /// The first few at fault, by name.
-pub fn check_fit(files: &ModelFiles, config: &ModelConfig) -> Result<(), Error> {
+pub fn check_fit(files: &dyn TensorSource, config: &ModelConfig) -> Result<(), Error> {
     let bad = |problem: String| Error::Fit {
         path: files.dir().to_path_buf(),
         problem,
@@ -263,7 +263,7 @@ pub fn check_fit(files: &ModelFiles, config: &ModelConfig) -> Result<(), Error> 
     let defs = config.params();
     let absent: Vec<_> = defs
         .iter()
-        .filter(|d| files.get(&d.name).is_none())
+        .filter(|d| files.entry(&d.name).is_none())
         .map(|d| d.name.as_str())
         .collect();
     if !absent.is_empty() {
@@ -291,7 +291,7 @@ pub fn check_fit(files: &ModelFiles, config: &ModelConfig) -> Result<(), Error> 
         )));
     }
     for def in &defs {
-        if let Some((entry, _)) = files.get(&def.name)
+        if let Some(entry) = files.entry(&def.name)
             && entry.shape != def.shape
         {
             return Err(bad(format!(
@@ -301,8 +301,10 @@ pub fn check_fit(files: &ModelFiles, config: &ModelConfig) -> Result<(), Error> 
         }
     }
     if config.tie_embeddings
-        && let (Some(head), Some(embed)) = (files.get(LM_HEAD), files.get(EMBED))
-        && head != embed_as(head.0, embed)
+        && let (Some(head), Some(embed)) = (files.entry(LM_HEAD), files.entry(EMBED))
+        && (head.dtype != embed.dtype
+            || head.shape != embed.shape
+            || files.bytes(LM_HEAD)? != files.bytes(EMBED)?)
     {
         return Err(bad(format!(
             "'{LM_HEAD}' differs from '{EMBED}', but config.json sets tie_word_embeddings; set it \
@@ -310,15 +312,6 @@ pub fn check_fit(files: &ModelFiles, config: &ModelConfig) -> Result<(), Error> 
         )));
     }
     Ok(())
-}
-
-/// The embedding under the name of the head's entry, so that the rest is compared.
-fn embed_as<'a>(
-    head: &'a crate::files::Entry,
-    embed: (&'a crate::files::Entry, &'a [u8]),
-) -> (&'a crate::files::Entry, &'a [u8]) {
-    let same = head.dtype == embed.0.dtype && head.shape == embed.0.shape;
-    (if same { head } else { embed.0 }, embed.1)
 }
 
 /// A tied LM matrix written out, and the buffers that old Llama files carry.

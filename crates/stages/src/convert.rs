@@ -1,6 +1,6 @@
 //! Weights from elsewhere, every tensor checked against its family, as a directory of our own.
 
-use model::convert::Conversion;
+use model::convert::{Conversion, Origin};
 use spec::kinds::convert::Convert;
 
 use crate::failure::Result;
@@ -16,8 +16,13 @@ pub fn run(stage: &Stage) -> Result<Done> {
         dtype: store_dtype(with.dtype),
         ..Conversion::default()
     };
-    let config =
-        model::convert::convert(stage.input("model")?, stage.output("model")?, conversion)?;
+    let weights = stage.input("model")?;
+    let origin = Origin {
+        weights,
+        config: stage.optional("config").unwrap_or(weights),
+        prefix: with.prefix.as_deref(),
+    };
+    let config = model::convert::convert(origin, stage.output("model")?, conversion)?;
     let parameters = config.param_count() as f64;
     Ok(Done::Finished(Metrics::from([(
         "parameters".into(),

@@ -8,9 +8,9 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
-use model::convert::Conversion;
+use model::convert::{Conversion, Format, Origin};
 use serde_json::Value;
-use spec::kinds::export::Export;
+use spec::kinds::export::{Export, ExportFormat};
 
 use crate::failure::{Failure, Result, at};
 use crate::report::Metrics;
@@ -28,8 +28,13 @@ pub fn run(stage: &Stage) -> Result<Done> {
     let conversion = Conversion {
         dtype: store_dtype(with.dtype),
         max_shard_bytes: with.max_shard_bytes,
+        format: match with.format {
+            ExportFormat::Safetensors => Format::Safetensors,
+            ExportFormat::Dcp => Format::Dcp,
+        },
     };
-    let config = model::convert::convert(stage.input("model")?, dir, conversion)?;
+    let origin = Origin::of(stage.input("model")?);
+    let config = model::convert::convert(origin, dir, conversion)?;
     let reports = stage
         .inputs("report")
         .into_iter()
@@ -66,10 +71,14 @@ fn card(stage: &Stage, with: &Export, config: &arch::ModelConfig, reports: &[Val
         &with.title
     };
     let mut out = String::new();
+    let library = match with.format {
+        ExportFormat::Safetensors => "transformers",
+        ExportFormat::Dcp => "pytorch",
+    };
     // writing to a String does not fail
     let _ = writeln!(
         out,
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n"
+        "---\nlibrary_name: {library}\npipeline_tag: text-generation\n---\n"
     );
     let _ = writeln!(out, "# {title}\n\n{PROVENANCE}\n");
     let _ = writeln!(
@@ -81,6 +90,13 @@ fn card(stage: &Stage, with: &Export, config: &arch::ModelConfig, reports: &[Val
         config.hidden_size,
         config.vocab_size,
     );
+    if with.format == ExportFormat::Dcp {
+        let _ = writeln!(
+            out,
+            "The weights are a distributed checkpoint of PyTorch, by their Hugging Face names: \
+             `torch.distributed.checkpoint.load(model.state_dict(), checkpoint_id=DIR)`.\n"
+        );
+    }
     for report in reports {
         let _ = writeln!(
             out,

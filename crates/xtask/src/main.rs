@@ -24,7 +24,7 @@ usage: cargo xtask <command>
   bench [ARGS..]      the benchmarks, as JSON lines (`cargo xtask bench --help`)
   libtorch [--cuda]   fetch libtorch and print its directory; --cuda with the CUDA libraries
   env                 print the environment for plain cargo commands: eval \"$(cargo xtask env)\"
-  fixtures [NAME..]   make the golden fixtures anew with the pinned oracles (models, losses, chat)
+  fixtures [NAME..]   make the golden fixtures anew with the pinned oracles (models, losses, chat, dcp)
 ";
 
 fn main() -> ExitCode {

@@ -2,7 +2,7 @@
 
 use crate::support::{MODELS, dir};
 use arch::{ModelConfig, Sizes};
-use model::convert::{Conversion, convert};
+use model::convert::{Conversion, Origin, convert};
 use model::files::{Dtype, INDEX, ModelFiles, SINGLE};
 use model::save::{COMPANIONS, SaveOptions};
 use model::{Decoder, Weights};
@@ -36,12 +36,12 @@ fn names(dir: &Path) -> Vec<String> {
 fn converting_and_exporting_keep_every_byte() {
     for name in MODELS {
         let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        convert(&dir(name), a.path(), Conversion::default()).unwrap();
+        convert(Origin::of(&dir(name)), a.path(), Conversion::default()).unwrap();
         let small = Conversion {
             max_shard_bytes: 30_000,
             ..Conversion::default()
         };
-        convert(a.path(), b.path(), small).unwrap();
+        convert(Origin::of(a.path()), b.path(), small).unwrap();
         let want = tensors(&dir(name));
         assert_eq!(tensors(a.path()), want, "{name}");
         assert_eq!(tensors(b.path()), want, "{name} in small files");
@@ -53,7 +53,7 @@ fn converting_and_exporting_keep_every_byte() {
         }
         // how the source was cut into files leaves no trace
         let again = tempfile::tempdir().unwrap();
-        convert(b.path(), again.path(), Conversion::default()).unwrap();
+        convert(Origin::of(b.path()), again.path(), Conversion::default()).unwrap();
         assert_eq!(
             fs::read(again.path().join(SINGLE)).unwrap(),
             fs::read(a.path().join(SINGLE)).unwrap()
@@ -90,11 +90,11 @@ fn another_dtype_only_when_asked() {
         dtype: Some(dtype),
         ..Conversion::default()
     };
-    convert(&dir(name), wide.path(), to(Dtype::F32)).unwrap();
+    convert(Origin::of(&dir(name)), wide.path(), to(Dtype::F32)).unwrap();
     assert!(tensors(wide.path()).iter().all(|t| t.1 == Dtype::F32));
     let config = ModelConfig::from_dir(wide.path()).unwrap();
     assert_eq!(config.raw["dtype"], "float32");
-    convert(wide.path(), back.path(), to(Dtype::BF16)).unwrap();
+    convert(Origin::of(wide.path()), back.path(), to(Dtype::BF16)).unwrap();
     assert_eq!(tensors(back.path()), tensors(&dir(name)));
 }
 
@@ -111,7 +111,7 @@ fn a_tied_matrix_written_out_is_kept_and_loads() {
     );
     assert!(!weights.names().iter().any(|n| n == "lm_head.weight"));
     let out = tempfile::tempdir().unwrap();
-    convert(twice.path(), out.path(), Conversion::default()).unwrap();
+    convert(Origin::of(twice.path()), out.path(), Conversion::default()).unwrap();
     assert_eq!(tensors(out.path()), tensors(twice.path()));
 
     let other = tempfile::tempdir().unwrap();
@@ -119,7 +119,7 @@ fn a_tied_matrix_written_out_is_kept_and_loads() {
         bytes[7] ^= 1;
         bytes
     });
-    let error = convert(other.path(), out.path(), Conversion::default()).unwrap_err();
+    let error = convert(Origin::of(other.path()), out.path(), Conversion::default()).unwrap_err();
     assert!(
         error.to_string().contains("'lm_head.weight' differs"),
         "{error}"

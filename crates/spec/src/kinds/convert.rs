@@ -4,10 +4,15 @@ use super::training::config;
 use super::{ArtifactKind, Config, Functions, Invalid, Kind, Port, StoreDtype};
 
 config! {
-    /// Reads a Hugging Face directory, checks every tensor against its family, and writes it.
+    /// Reads a Hugging Face directory, or a distributed checkpoint of PyTorch (`.metadata` and
+    /// `.distcp` files), checks every tensor against its family, and writes a Hugging Face one.
     pub struct Convert {
         /// Precision of the tensors written.
         pub dtype: StoreDtype = StoreDtype::Keep,
+        /// What stands before the Hugging Face names of a distributed checkpoint's tensors, such as
+        /// "model."; found when left out, unless the checkpoint has several models.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pub prefix: Option<String> = None,
     }
 }
 
@@ -21,11 +26,19 @@ pub const KIND: Kind = Kind {
     name: "convert",
     version: 1,
     doc: "check and bring in weights",
-    inputs: &[Port::one(
-        "model",
-        ArtifactKind::Weights,
-        "a Hugging Face model directory",
-    )],
+    inputs: &[
+        Port::one(
+            "model",
+            ArtifactKind::Weights,
+            "a Hugging Face model directory, or a distributed checkpoint of PyTorch",
+        ),
+        Port::one(
+            "config",
+            ArtifactKind::Weights,
+            "where config.json and the tokenizer are, if not beside the weights",
+        )
+        .optional(),
+    ],
     outputs: &[Port::one(
         "model",
         ArtifactKind::Weights,
