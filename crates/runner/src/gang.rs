@@ -72,7 +72,7 @@ struct Seen<'a> {
     /// The first `failed` event.
     failure: Option<AttemptError>,
     first_bad: Option<(usize, Exit)>,
-    lost: Option<String>,
+    lost: Option<AttemptError>,
     on_event: &'a mut dyn FnMut(usize, Event),
 }
 
@@ -105,7 +105,7 @@ impl Seen<'_> {
                     self.first_bad = Some((rank, exit));
                 }
             }
-            Happening::Lost { message } => self.lost = Some(message),
+            Happening::Lost { error } => self.lost = Some(error),
         }
     }
 
@@ -187,8 +187,8 @@ pub fn drive(
         Ending::Fenced
     } else if seen.all_ended_with(0) {
         Ending::Done
-    } else if let Some(message) = &seen.lost {
-        Ending::Failed(AttemptError::new(Class::Infra, message.clone()))
+    } else if let Some(error) = &seen.lost {
+        Ending::Failed(error.clone())
     } else if asked == Asked::Stop {
         Ending::Stopped {
             checkpoint: seen.all_ended_with(75),

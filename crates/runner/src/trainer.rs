@@ -36,7 +36,7 @@ pub fn worker(options: &Options) -> Result<PathBuf, Error> {
             path,
             message: "no such file".into(),
             help: Some(
-                "build it with `cargo recipe --help`, or set RECIPE_WORKER to where it is".into(),
+                "build it with `cargo xtask build`, or set RECIPE_WORKER to where it is".into(),
             ),
         });
     }

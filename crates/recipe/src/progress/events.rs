@@ -19,9 +19,12 @@ struct Line<'a> {
 
 impl Events {
     pub fn create(path: &Path) -> Result<Self, Fail> {
-        File::create(path)
-            .map(|f| Self(Some(f)))
-            .map_err(|e| Fail::io("write", path, &e))
+        File::create(path).map(|f| Self(Some(f))).map_err(|e| {
+            Fail::usage(
+                format!("cannot write '{}': {e}", path.display()),
+                "give --events a file in a folder that exists and may be written",
+            )
+        })
     }
 }
 

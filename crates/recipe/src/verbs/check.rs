@@ -5,11 +5,12 @@ use crate::fail::Fail;
 use crate::format::plural;
 use crate::{output, project};
 use serde_json::{Map, Value, json};
-use spec::{Plan, Recipe, Selection};
+use spec::{Diagnostic, Plan, Recipe, Selection, SourceSpec, codes};
 
 pub fn run(args: CheckArgs) -> Result<u8, Fail> {
     let recipe = project::load(&args.recipe)?;
     let plan = Plan::new(recipe, &Selection::default())?;
+    sources(&plan.recipe)?;
     if args.json {
         output::json(&resolved(&plan));
         return Ok(0);
@@ -26,6 +27,30 @@ pub fn run(args: CheckArgs) -> Result<u8, Fail> {
         plural(sources.len(), "source")
     ));
     Ok(0)
+}
+
+/// Refuses local sources that are not there.
+fn sources(recipe: &Recipe) -> Result<(), Fail> {
+    for source in recipe.sources.values() {
+        let SourceSpec::Path(path) = &source.from else {
+            continue;
+        };
+        if path.exists() {
+            continue;
+        }
+        let mut diagnostic = Diagnostic::new(
+            codes::SOURCE,
+            format!(
+                "source '{}': '{}' does not exist",
+                source.name,
+                path.display()
+            ),
+        )
+        .help("name a file or directory; it is relative to the recipe's folder");
+        diagnostic.place = Some(recipe.place(&format!("source.{}.path", source.name)));
+        return Err(Fail::Recipe(Box::new(diagnostic)));
+    }
+    Ok(())
 }
 
 /// The resolved recipe: what every stage will be asked to do, defaults filled in.

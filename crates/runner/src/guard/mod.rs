@@ -151,6 +151,7 @@ fn answer(
                     &Reply::NotStarted {
                         id,
                         message: "no descriptors came along".into(),
+                        errno: None,
                     },
                     &[],
                 );
@@ -194,6 +195,7 @@ fn answer(
                 Err(e) => Reply::NotStarted {
                     id,
                     message: e.to_string(),
+                    errno: e.raw_os_error(),
                 },
             };
             wire::send(socket, &reply, &[])

@@ -34,10 +34,24 @@ pub enum Request {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Reply {
-    Started { id: u64, pid: i32 },
-    NotStarted { id: u64, message: String },
-    Exited { id: u64, exit: Exit },
-    Swept { id: u64, killed: usize },
+    Started {
+        id: u64,
+        pid: i32,
+    },
+    NotStarted {
+        id: u64,
+        message: String,
+        /// The system's error number, if it is the system that refused.
+        errno: Option<i32>,
+    },
+    Exited {
+        id: u64,
+        exit: Exit,
+    },
+    Swept {
+        id: u64,
+        killed: usize,
+    },
 }
 
 impl Reply {

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use super::{Gang, GangSpec, Happening, Launcher};
-use crate::error::Error;
+use crate::error::{AttemptError, Class, Error};
 use crate::guard::{Guard, Reply, Spawn, pipe};
 
 struct Local {
@@ -86,12 +86,12 @@ impl Launcher for Local {
                 Box::new(move |reply| {
                     let happening = match reply {
                         Some(Reply::Exited { exit, .. }) => Happening::Ended { rank, exit },
-                        Some(Reply::NotStarted { message, .. }) => Happening::Lost {
-                            message: format!("cannot start '{program}': {message}"),
+                        Some(Reply::NotStarted { message, errno, .. }) => Happening::Lost {
+                            error: not_started(&program, &message, errno),
                         },
                         Some(_) => return,
                         None => Happening::Lost {
-                            message: "the guard process is gone".into(),
+                            error: guard_gone(),
                         },
                     };
                     let _ = tell.send(happening);
@@ -109,13 +109,35 @@ impl Launcher for Local {
     }
 }
 
+/// A program that is not there, or may not be run, is the recipe's to put right; anything else is the
+/// machine's.
+fn not_started(program: &str, message: &str, errno: Option<i32>) -> AttemptError {
+    let text = format!("cannot start '{program}': {message}");
+    let help = match errno {
+        Some(libc::ENOENT) if program.contains('/') => "name a program that exists in `cmd`",
+        Some(libc::ENOENT) => "install it, or give its path in `cmd`",
+        Some(libc::EACCES | libc::ENOEXEC) => {
+            "make it executable, or run it by its interpreter: `cmd = [\"sh\", ..]`"
+        }
+        _ => return AttemptError::new(Class::Infra, text),
+    };
+    AttemptError {
+        help: Some(help.into()),
+        ..AttemptError::new(Class::Config, text)
+    }
+}
+
+fn guard_gone() -> AttemptError {
+    AttemptError::new(Class::Infra, "the guard process is gone")
+}
+
 impl Gang for LocalGang {
     fn next(&mut self, wait: Duration) -> Option<Happening> {
         match self.happenings.recv_timeout(wait) {
             Ok(happening) => Some(happening),
             Err(RecvTimeoutError::Timeout) => None,
             Err(RecvTimeoutError::Disconnected) => Some(Happening::Lost {
-                message: "the guard process is gone".into(),
+                error: guard_gone(),
             }),
         }
     }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Error;
+use crate::error::{AttemptError, Error};
 use crate::guard::{Exit, Guard};
 
 /// Makes a launcher that starts its processes through the guard.
@@ -45,7 +45,7 @@ pub enum Happening {
     /// A rank ended.
     Ended { rank: usize, exit: Exit },
     /// A rank could not be started, or nobody can tell any more what the ranks do.
-    Lost { message: String },
+    Lost { error: AttemptError },
 }
 
 /// All ranks of one attempt.

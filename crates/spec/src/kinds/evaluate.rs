@@ -15,7 +15,7 @@ config! {
         pub samples: u64 = 1,
         /// The k of pass@k and cons@k; each at most `samples`.
         pub k: Vec<u64> = vec![1],
-        /// Longest completion in tokens, over all turns.
+        /// Longest completion of one turn in tokens; all turns together end at the model's context.
         pub max_tokens: u64 = 256,
         /// Sampling temperature; 0 is greedy.
         pub temperature: f64 = 0.0,

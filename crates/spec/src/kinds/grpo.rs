@@ -159,7 +159,7 @@ training_config! {
         pub correction_cap: f64 = 2.0,
         /// Optimizer updates per batch of rollouts.
         pub updates: u64 = 1,
-        /// Longest completion in tokens, over all turns.
+        /// Longest completion of one turn in tokens; all turns together end at the model's context.
         pub max_tokens: u64 = 256,
         /// Sampling temperature; log-probabilities in the loss are scaled alike.
         pub temperature: f64 = 1.0,

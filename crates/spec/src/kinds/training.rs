@@ -190,7 +190,8 @@ macro_rules! training_config {
                 pub grad_clip: f64 = 1.0,
                 /// Compute precision; master weights and optimizer state are fp32 either way.
                 pub dtype: $crate::kinds::Dtype = $crate::kinds::Dtype::Fp32,
-                /// Whether a microbatch packs sequences end to end, rather than padding them.
+                /// Whether a microbatch takes as many sequences as fit `resources.microbatch_tokens`, end to
+                /// end; otherwise each sequence, pair or group of completions has one to itself. Neither pads.
                 pub packing: bool = true,
                 /// Weight of the loss that balances the load of experts, over the whole batch; 0 is off.
                 #[serde(skip_serializing_if = "crate::kinds::training::is_zero")]
