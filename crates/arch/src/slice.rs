@@ -234,7 +234,7 @@ impl Held {
 }
 
 /// What place `index` on `tp` computes with.
-fn local(config: &ModelConfig, tp: usize, index: usize, def: &ParamDef) -> Slice {
+pub(crate) fn local(config: &ModelConfig, tp: usize, index: usize, def: &ParamDef) -> Slice {
     let whole = Slice::whole(&def.shape);
     let heads = heads(config, tp, index);
     let d = config.head_dim;

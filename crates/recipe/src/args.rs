@@ -166,6 +166,12 @@ pub struct PlanArgs {
     pub compute: ComputeArgs,
     #[command(flatten)]
     pub store: StoreArgs,
+    /// Say instead how each training stage fits on so many GPUs (several: 1,8,64)
+    #[arg(long, value_name = "N", value_delimiter = ',', requires = "gpu_memory", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub gpus: Vec<u32>,
+    /// Memory of a GPU (several: 80GB,141GB); without --gpus, refuse stages that do not fit it
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = crate::devices::parse_memory)]
+    pub gpu_memory: Vec<u64>,
     /// Print the plan as JSON
     #[arg(long)]
     pub json: bool,

@@ -1,10 +1,12 @@
 //! The command line of `recipe`: arguments, printing, exit codes. One file per verb in [`verbs`].
 
 mod args;
+mod devices;
 mod fail;
 mod format;
 mod names;
 mod output;
+mod price;
 mod progress;
 mod project;
 mod verbs;

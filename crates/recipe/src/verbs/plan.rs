@@ -1,8 +1,11 @@
-//! `recipe plan`: what would run, what is reused, what is undecided, why, and what it cost last time.
+//! `recipe plan`: what would run, what is reused, what is undecided, why, what it cost last time, and
+//! what memory training stages need.
 
 use crate::args::PlanArgs;
+use crate::devices::{self, Devices, Gpus};
 use crate::fail::Fail;
 use crate::format::{duration, table};
+use crate::price::{self, Priced};
 use crate::{output, project};
 use runner::{Resolved, State};
 use serde_json::{Value, json};
@@ -15,13 +18,23 @@ pub fn run(args: PlanArgs) -> Result<u8, Fail> {
     let recipe = project::load(&args.recipe)?;
     let selection = project::selection(args.stages, args.select)?;
     let plan = Plan::new(recipe, &selection)?;
+    let priced = price::training(&plan);
+    if !args.gpus.is_empty() {
+        return Ok(fits(&args.gpus, &args.gpu_memory, args.json, &priced));
+    }
     let url = project::store(&args.store, project::folder(&args.recipe.recipe));
     let options = project::options(url, args.compute, &plan)?;
     let stages = runner::resolve(&plan, &options)?;
     if args.json {
-        output::json(&as_json(&plan, &stages));
+        output::json(&as_json(&plan, &stages, &priced));
     } else {
         output::line(as_text(&plan, &stages));
+        if !priced.is_empty() {
+            output::line(format!("\n{}", devices::own_text(&priced)));
+        }
+    }
+    for memory in &args.gpu_memory {
+        refuse_what_cannot_fit(&priced, *memory)?;
     }
     let missing: Vec<&str> = stages
         .iter()
@@ -44,6 +57,56 @@ pub fn run(args: PlanArgs) -> Result<u8, Fail> {
     } else {
         0
     })
+}
+
+/// `--gpus`: where stages fit, and how.
+fn fits(
+    gpus: &[u32],
+    memory: &[u64],
+    as_json: bool,
+    priced: &[(String, Result<Priced, String>)],
+) -> u8 {
+    let kinds = gpus.iter().flat_map(|count| {
+        memory.iter().map(|memory| Gpus {
+            count: *count as usize,
+            memory: *memory,
+        })
+    });
+    let devices = Devices::choose(priced, &kinds.collect::<Vec<_>>());
+    if as_json {
+        output::json(&devices.json());
+    } else {
+        output::line(devices.text());
+    }
+    0
+}
+
+/// A stage whose rank needs more than a GPU has is refused before anything starts.
+fn refuse_what_cannot_fit(
+    priced: &[(String, Result<Priced, String>)],
+    memory: u64,
+) -> Result<(), Fail> {
+    let known = priced.iter().filter_map(|(_, priced)| priced.as_ref().ok());
+    for priced in known {
+        let (needs, usable) = (priced.memory().peak(), devices::usable(memory));
+        if needs > usable {
+            return Err(Fail::usage(
+                format!(
+                    "stage '{}' needs {:.1} GB on a rank; {:.1} GB of a GPU of {:.1} GB can be used",
+                    priced.stage,
+                    needs as f64 / 1e9,
+                    usable as f64 / 1e9,
+                    memory as f64 / 1e9
+                ),
+                format!(
+                    "the smallest change that fits: stage.{}.resources: {}",
+                    priced.stage,
+                    priced.smallest_change(usable)
+                ),
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// One word per state.
@@ -119,7 +182,12 @@ fn as_text(plan: &Plan, stages: &[Resolved]) -> String {
     )
 }
 
-fn as_json(plan: &Plan, stages: &[Resolved]) -> Value {
+fn as_json(plan: &Plan, stages: &[Resolved], priced: &[(String, Result<Priced, String>)]) -> Value {
+    let memory = |stage: &str| {
+        let found = priced.iter().find(|(name, _)| name == stage);
+        let known = found.and_then(|(_, priced)| priced.as_ref().ok());
+        known.map(|priced| (devices::memory_json(&priced.memory()), priced.step_flops()))
+    };
     let rows: Vec<Value> = plan
         .order
         .iter()
@@ -134,6 +202,8 @@ fn as_json(plan: &Plan, stages: &[Resolved]) -> Value {
                 "key": stage.key.map(|k| k.hex()),
                 "checkpoint": stage.checkpoint,
                 "cost_seconds": cost(stage),
+                "memory": memory(&stage.stage).map(|m| m.0),
+                "step_flops": memory(&stage.stage).map(|m| m.1),
             })
         })
         .collect();

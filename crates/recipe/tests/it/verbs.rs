@@ -397,3 +397,33 @@ fn help_and_version_are_no_errors() {
     project.recipe("run").code(2);
     project.recipe("nonsense").code(2);
 }
+
+#[test]
+fn four_models_on_many_gpus_are_planned_from_their_configurations() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let golden = root.join("tests/golden/plan/expected.txt");
+    let args = "plan tests/golden/plan/recipe.toml --gpus 1,8,64 --gpu-memory 80GB,141GB";
+    let args: Vec<&str> = args.split(' ').collect();
+    let ran = run(&root, &args).code(0);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&golden, &ran.out).unwrap();
+    }
+    let wanted = std::fs::read_to_string(&golden).unwrap();
+    assert!(ran.out == wanted, "{}--- wanted\n{wanted}", ran.out);
+
+    let json = run(&root, &[&args[..], &["--json"]].concat())
+        .code(0)
+        .json();
+    let devices = json["devices"].as_array().unwrap();
+    assert_eq!(devices.len(), 4 * 3 * 2);
+    for device in devices {
+        let left = device["gpu_memory"].as_u64().unwrap() - json["reserve"].as_u64().unwrap();
+        let fits = device["memory"]["peak"].as_u64().unwrap() <= left;
+        assert_eq!(device["fits"], fits, "{device}");
+    }
+    run(
+        &root,
+        &["plan", "tests/golden/plan/recipe.toml", "--gpus", "8"],
+    )
+    .code(2);
+}

@@ -89,6 +89,12 @@ pub fn fetch(
     ))
 }
 
+/// The folder of the hub cache that holds files of a revision, if there is one.
+pub fn cached(name: &str, repository: &Repository, revision: &str) -> Option<PathBuf> {
+    let found = snapshot(name, repository, revision, true);
+    found.ok().map(|(dir, _, _)| dir)
+}
+
 /// Links the files of a pinned commit into `to`, downloading what the hub cache lacks.
 pub fn provide(
     name: &str,

@@ -22,6 +22,20 @@ use crate::error::{Class, Error};
 use hub::Repository;
 pub use lock::{Lock, Origin, Pin, write_atomic};
 
+/// Where a source's files are on this machine already; asks no network. Of a repository on the hub
+/// some files may be missing.
+pub fn at_hand(recipe: &Recipe, name: &str) -> Option<PathBuf> {
+    let spec = &recipe.sources.get(name)?.from;
+    match spec {
+        SourceSpec::Path(path) => Some(path.clone()),
+        SourceSpec::Url(_) => None,
+        SourceSpec::Hf { .. } | SourceSpec::HfDataset { .. } => {
+            let (repository, revision) = repository(spec)?;
+            hub::cached(name, &repository, revision)
+        }
+    }
+}
+
 /// A source whose content is known.
 #[derive(Debug, Clone)]
 pub struct Known {

@@ -1,0 +1,476 @@
+//! Bytes that a rank needs to train a model, by what they are for.
+//!
+//! Symbols: `b` bytes of a compute element, `N` rows of a microbatch on the rank (its part of the
+//! microbatch under `cp`), `R` the rows between matrices (`N`, or `N / tp` under sequence
+//! parallelism), `h` the residual width, `q`, `kv`, `m`, `V` the rank's query width (heads x
+//! head_dim), key width, MLP width and vocabulary rows. Under `tp` these are the rank's part.
+//!
+//! | what | bytes |
+//! |---|---|
+//! | parameters | `b` per stored element |
+//! | masters | 4 per stored element when computing in bf16 |
+//! | gradients | 4 per stored element |
+//! | optimizer | 8 per stored element (AdamW's two moments), 0 for SGD |
+//! | gathered | where shards are gathered: twice the largest unit in compute kind (one in use, the next on its way), and its gradient in compute kind and in fp32 on the way to its shards; else the largest segment's gradient in compute kind, if that is not fp32 |
+//! | activations | what each segment keeps for its backward (below), and the working set of one segment's backward |
+//! | logits | `C V (4 + 4)` for a chunk of `C` rows, `V h 4` for the LM matrix's gradient, and `2 R h b` |
+//! | rollout | the rollout's cache of keys and values, `8 V` for each sequence that it samples for, and, where training shards the weights, `b` per element of its own copy |
+//!
+//! Stored is the FSDP part ([`crate::slice::held`]). AdamW's 16 bytes per element in mixed
+//! precision are those of ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1), but for
+//! gradients, which we hold in fp32: 18. What a segment keeps follows Korthikanti et al. 2022
+//! (arXiv 2205.05198, section 4) for our operators, which keep their inputs:
+//!
+//! - attention: `b (R h + N h + 2 (q + kv) N + q N) + 4 N heads`: input, normed input, queries, keys,
+//!   values, the attention's output (once as attention keeps it and once as rows), and one
+//!   log-sum-exp per head; `b (q + kv) N` more with norms on queries and keys;
+//! - MLP: `b (R h + N h + 3 m N)`: input, normed input, gate, up and their product; one `m N` more
+//!   where the operators are not fused;
+//! - experts: `b (R h + N h) + 4 N E + b k N (2 h + 3 m)` for `k` of `E` experts to a row, of width
+//!   `m`: the rows sorted by expert go in and out.
+//!
+//! With `selective` activation checkpointing an MLP keeps its input alone, with `full` every
+//! segment does, and one segment at a time is computed again. A pipeline stage keeps this for each
+//! microbatch that is in flight there.
+
+use crate::mesh::{DENSE_SHARD, EXPERT_SHARD, Mesh};
+use crate::slice::{chunk, heads, local};
+use crate::stages::stages;
+use crate::{ModelConfig, ParamDef, Role};
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::ops::Range;
+use std::rc::Rc;
+
+/// What forward keeps for backward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Keep {
+    /// Everything.
+    All,
+    /// Attention's graph; an MLP's input.
+    Selective,
+    /// Segments' inputs.
+    Boundaries,
+}
+
+/// What a rank computes, apart from the model and the mesh.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Load {
+    /// Bytes of a compute element: 4 (fp32) or 2 (bf16).
+    pub element: usize,
+    /// Rows of a microbatch.
+    pub rows: usize,
+    /// Microbatches that each data rank computes in a step.
+    pub microbatches: usize,
+    /// What forward keeps.
+    pub keep: Keep,
+    /// Rows of logits at a time.
+    pub head_chunk: usize,
+    /// Tensors that the optimizer keeps for each parameter: AdamW 2, SGD 0.
+    pub moments: usize,
+    /// Gathered parameters are given back after forward.
+    pub reshard: bool,
+    /// Masters and moments lie in CPU memory.
+    pub offload: bool,
+    /// Operators are fused: SwiGLU keeps its inputs only.
+    pub fused: bool,
+    /// What the rank's part of a rollout holds, if there is one.
+    pub rollout: Option<Rollout>,
+}
+
+/// A rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rollout {
+    /// Ranks that share a copy of the weights.
+    pub tp: usize,
+    /// Bytes of keys and values.
+    pub cache: u64,
+    /// Sequences that are sampled for at once.
+    pub sequences: usize,
+}
+
+impl Load {
+    /// No work at all.
+    fn nothing() -> Self {
+        Self {
+            element: 2,
+            rows: 0,
+            microbatches: 0,
+            keep: Keep::All,
+            head_chunk: 0,
+            moments: 0,
+            reshard: true,
+            offload: false,
+            fused: true,
+            rollout: None,
+        }
+    }
+}
+
+/// Bytes of one rank.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// What the forward computes with, as stored.
+    pub parameters: u64,
+    /// fp32 values that updates change, where they are not those.
+    pub masters: u64,
+    /// Accumulated gradients.
+    pub gradients: u64,
+    /// The optimizer's state.
+    pub optimizer: u64,
+    /// Parameters gathered from other ranks, and gradients on their way.
+    pub gathered: u64,
+    /// What forward keeps, and what backward works with.
+    pub activations: u64,
+    /// A chunk of logits and what goes with it.
+    pub logits: u64,
+    /// What a rollout needs, which runs when no activations exist.
+    pub rollout: u64,
+    /// Of these, in CPU memory.
+    pub host: u64,
+}
+
+impl Memory {
+    /// Bytes that last from step to step.
+    pub fn state(&self) -> u64 {
+        self.parameters + self.masters + self.gradients + self.optimizer
+    }
+
+    /// The most at one time on the device.
+    pub fn peak(&self) -> u64 {
+        let training = self.gathered + self.activations + self.logits;
+        self.state() - self.host + training.max(self.rollout)
+    }
+}
+
+/// A model's parameters, grouped by what matters to their size: thousands of experts are one line.
+#[derive(Debug, Clone)]
+pub struct Table<'a> {
+    pub(crate) config: &'a ModelConfig,
+    lines: Vec<Line>,
+    /// Experts of a layer; 0 without.
+    experts: usize,
+    /// The pipeline's cuts, once worked out.
+    cuts: RefCell<HashMap<(usize, usize), Cuts>>,
+}
+
+/// The pieces of each pipeline stage.
+type Cuts = Rc<Vec<Vec<Range<usize>>>>;
+
+#[derive(Debug, Clone)]
+struct Line {
+    def: ParamDef,
+    /// How many such parameters: of experts, those of all experts.
+    count: usize,
+}
+
+impl<'a> Table<'a> {
+    /// The table of a model.
+    pub fn new(config: &'a ModelConfig) -> Self {
+        let mut lines: Vec<Line> = Vec::new();
+        let mut experts = 0;
+        for def in config.params() {
+            let Some(expert) = def.expert else {
+                lines.push(Line { def, count: 1 });
+                continue;
+            };
+            experts = experts.max(expert + 1);
+            let same = lines.iter_mut().rev().take(8).find(|line| {
+                line.def.expert.is_some()
+                    && line.def.segment == def.segment
+                    && line.def.shape == def.shape
+                    && line.def.shard == def.shard
+            });
+            match same {
+                Some(line) => line.count += 1,
+                None => lines.push(Line { def, count: 1 }),
+            }
+        }
+        Self {
+            config,
+            lines,
+            experts,
+            cuts: RefCell::default(),
+        }
+    }
+
+    fn cuts(&self, mesh: &Mesh) -> Cuts {
+        let mut known = self.cuts.borrow_mut();
+        let cuts = known.entry((mesh.pp, mesh.pp_chunks)).or_insert_with(|| {
+            let all = stages(self.config, mesh.pp, mesh.pp_chunks);
+            let of = |stage| all.iter().skip(stage).step_by(mesh.pp).cloned().collect();
+            Rc::new((0..mesh.pp).map(of).collect())
+        });
+        Rc::clone(cuts)
+    }
+
+    /// Bytes of the ranks of pipeline stage `stage` that hold most: the first on the other axes.
+    pub fn memory(&self, mesh: &Mesh, stage: usize, load: &Load) -> Memory {
+        let stage = Stage::new(self, mesh, stage, load);
+        let b = load.element as u64;
+        let stored = stage.stored;
+        let masters = if load.element == 4 { 0 } else { 4 * stored };
+        let optimizer = 4 * load.moments as u64 * stored;
+        Memory {
+            parameters: b * stored,
+            masters,
+            gradients: 4 * stored,
+            optimizer,
+            gathered: stage.gathered(),
+            activations: stage.activations(),
+            logits: stage.logits(),
+            rollout: load.rollout.map_or(0, |r| stage.rollout(&r)),
+            host: if load.offload {
+                // in fp32 the masters are what the forward computes with
+                masters + optimizer
+            } else {
+                0
+            },
+        }
+    }
+
+    /// Elements that the first rank of the first pipeline stage gathers from others for a forward.
+    pub(crate) fn gathered_elements(&self, mesh: &Mesh) -> u64 {
+        let nothing = Load::nothing();
+        let stage = Stage::new(self, mesh, 0, &nothing);
+        stage.units.iter().filter(|u| u.1).map(|u| u.0).sum()
+    }
+
+    /// Elements of the matrices of a mean layer that a token is multiplied with: attention's, and
+    /// the MLP's or experts'.
+    pub(crate) fn layer_elements(&self) -> [f64; 2] {
+        let mut out = [0.0; 2];
+        for line in self.lines.iter().filter(|l| l.def.role == Role::Linear) {
+            let share = match (&self.config.experts, line.def.expert) {
+                (Some(e), Some(_)) => e.per_token as f64 / e.count as f64,
+                _ => 1.0,
+            };
+            let elements = line.numel() as f64 * share;
+            out[usize::from(line.def.segment % 2 == 0)] += elements;
+        }
+        out
+    }
+
+    /// The stage that needs most, and what it needs.
+    pub fn worst(&self, mesh: &Mesh, load: &Load) -> Memory {
+        let stages = (0..mesh.pp).map(|stage| self.memory(mesh, stage, load));
+        stages.max_by_key(Memory::peak).unwrap_or_default()
+    }
+}
+
+/// A pipeline stage's first rank.
+struct Stage<'a> {
+    table: &'a Table<'a>,
+    mesh: &'a Mesh,
+    load: &'a Load,
+    index: usize,
+    pieces: Vec<Range<usize>>,
+    /// Elements stored.
+    stored: u64,
+    /// Elements of each unit as it is computed with, and whether it is gathered for that. A
+    /// segment's experts travel apart from its other parameters.
+    units: Vec<(u64, bool)>,
+}
+
+impl<'a> Stage<'a> {
+    fn new(table: &'a Table<'a>, mesh: &'a Mesh, index: usize, load: &'a Load) -> Self {
+        let config = table.config;
+        let pieces = table.cuts(mesh)[index].clone();
+        let mut stage = Self {
+            table,
+            mesh,
+            load,
+            index,
+            pieces,
+            stored: 0,
+            units: Vec::new(),
+        };
+        let experts = table.experts.div_ceil(mesh.ep);
+        let mut last = None;
+        for line in &table.lines {
+            if !stage.holds(&line.def) {
+                continue;
+            }
+            let expert = line.def.expert.is_some();
+            let (axes, count) = if expert {
+                (EXPERT_SHARD, line.count / table.experts * experts)
+            } else {
+                (DENSE_SHARD, line.count)
+            };
+            let shape = local(config, mesh.tp, 0, &line.def).size;
+            let (_, parts) = mesh.place(0, axes);
+            let rest: usize = shape[1..].iter().product();
+            stage.stored += (count * chunk(shape[0], parts, 0).len() * rest) as u64;
+            let whole = (count * shape[0] * rest) as u64;
+            let unit = (line.def.segment, expert);
+            match stage.units.last_mut() {
+                Some(sum) if last == Some(unit) => sum.0 += whole,
+                _ => stage.units.push((whole, parts > 1)),
+            }
+            last = Some(unit);
+        }
+        stage
+    }
+
+    fn is_last(&self) -> bool {
+        self.index + 1 == self.mesh.pp
+    }
+
+    fn holds(&self, def: &ParamDef) -> bool {
+        let here = self.pieces.iter().any(|p| p.contains(&def.segment));
+        let head =
+            def.role == Role::Head || (self.table.config.tie_embeddings && def.role == Role::Embed);
+        here || (head && self.is_last())
+    }
+
+    /// Rows on the rank.
+    fn rows(&self) -> u64 {
+        self.load.rows.div_ceil(self.mesh.cp) as u64
+    }
+
+    /// Rows between matrices.
+    fn between(&self) -> u64 {
+        if self.mesh.splits_rows() {
+            self.rows().div_ceil(self.mesh.tp as u64)
+        } else {
+            self.rows()
+        }
+    }
+
+    fn gathered(&self) -> u64 {
+        let b = self.load.element as u64;
+        let most = |gathered: bool| {
+            let units = self.units.iter().filter(|u| u.1 == gathered);
+            units.map(|u| u.0).max().unwrap_or(0)
+        };
+        let all: u64 = self.units.iter().filter(|u| u.1).map(|u| u.0).sum();
+        let largest = most(true);
+        let parameters = if self.load.reshard {
+            2 * largest
+        } else {
+            // what is whole stays; one more is on its way
+            all + largest
+        };
+        let narrow = if b == 4 { 0 } else { b };
+        let on_the_way = ((narrow + 4) * largest).max(narrow * most(false));
+        b * parameters + on_the_way
+    }
+
+    /// What one attention segment keeps beside its input.
+    fn attention(&self) -> u64 {
+        let c = self.table.config;
+        let (b, n, h) = (self.load.element as u64, self.rows(), c.hidden_size as u64);
+        let heads = heads(c, self.mesh.tp, 0);
+        let q = (heads.q.len() * c.head_dim) as u64;
+        let kv = (heads.kv.len() * c.head_dim) as u64;
+        let norms = if c.qk_norm { q + kv } else { 0 };
+        n * (b * (h + 2 * (q + kv) + q + norms) + 4 * heads.q.len() as u64)
+    }
+
+    /// What the MLP or the experts of a layer keep beside the input, and what their backward
+    /// works with at a time.
+    fn mlp(&self, layer: usize) -> (u64, u64) {
+        let c = self.table.config;
+        let (b, n, h) = (self.load.element as u64, self.rows(), c.hidden_size as u64);
+        let tp = self.mesh.tp;
+        let unfused = u64::from(!self.load.fused);
+        match c.experts_of(layer) {
+            None => {
+                let m = c.intermediate_size.div_ceil(tp) as u64;
+                let keeps = b * n * (h + (3 + unfused) * m);
+                (keeps, b * n * (3 * m + 2 * h))
+            }
+            Some(e) => {
+                let m = e.intermediate_size.div_ceil(tp) as u64;
+                let (k, count) = (e.per_token as u64, e.count as u64);
+                let keeps = n * (b * h + 4 * count) + b * k * n * (2 * h + (3 + unfused) * m);
+                (keeps, b * k * n * (3 * m + 2 * h))
+            }
+        }
+    }
+
+    fn activations(&self) -> u64 {
+        let c = self.table.config;
+        let (b, h) = (self.load.element as u64, c.hidden_size as u64);
+        let boundary = b * self.between() * h;
+        let (mut kept, mut largest, mut work) = (0, 0, 0);
+        let last = c.segment_count() - 1;
+        for segment in self.pieces.iter().cloned().flatten() {
+            if segment == 0 {
+                kept += 8 * self.rows(); // token ids
+                continue;
+            }
+            let (keeps, works, kind) = if segment == last {
+                (0, boundary, Keep::Boundaries)
+            } else if segment % 2 == 1 {
+                let keeps = self.attention();
+                // gradients of queries, keys, values and of what the output matrix multiplied
+                (keeps, keeps, Keep::Selective)
+            } else {
+                let (keeps, works) = self.mlp((segment - 2) / 2);
+                (keeps, works, Keep::All)
+            };
+            kept += boundary;
+            let stays = match self.load.keep {
+                Keep::All => true,
+                Keep::Selective => kind == Keep::Selective,
+                Keep::Boundaries => false,
+            };
+            if stays {
+                kept += keeps;
+            } else {
+                largest = largest.max(keeps);
+            }
+            work = work.max(works);
+        }
+        kept * self.in_flight() + largest + work + 2 * boundary
+    }
+
+    /// Microbatches whose activations a stage holds at once under 1F1B (Narayanan et al. 2021, arXiv
+    /// 2104.04473, section 2.2): as many as there are stages from here on, and when interleaved as
+    /// many pieces as are started before the first comes back.
+    fn in_flight(&self) -> u64 {
+        let (pp, chunks, m) = (self.mesh.pp, self.mesh.pp_chunks, self.load.microbatches);
+        let after = pp - 1 - self.index;
+        if chunks == 1 {
+            return (after + 1).min(m) as u64;
+        }
+        // warm-up of the interleaved schedule, in microbatches of one piece each; `kept` is of all
+        let pieces = (2 * after + (chunks - 1) * pp + 1).min(m * chunks);
+        pieces.div_ceil(chunks) as u64
+    }
+
+    fn logits(&self) -> u64 {
+        if !self.is_last() {
+            return 0;
+        }
+        let c = self.table.config;
+        let (b, h) = (self.load.element as u64, c.hidden_size as u64);
+        let v = c.vocab_size.div_ceil(self.mesh.tp) as u64;
+        let chunk = (self.load.head_chunk as u64).min(self.rows());
+        // the gradient of the LM matrix is in fp32, and for a moment of a chunk in compute kind
+        let narrow = if b == 4 { 0 } else { b };
+        8 * chunk * v + (4 + narrow) * v * h + 2 * b * self.between() * h
+    }
+
+    fn rollout(&self, rollout: &Rollout) -> u64 {
+        let c = self.table.config;
+        let sampling = 8 * (c.vocab_size * rollout.sequences) as u64;
+        let m = self.mesh;
+        let sharded = m.dp_shard * m.ep * m.cp * m.tp * m.pp > 1;
+        let copy = if sharded {
+            let all: u64 = self.table.lines.iter().map(Line::numel).sum();
+            self.load.element as u64 * all / rollout.tp as u64
+        } else {
+            0
+        };
+        rollout.cache + sampling + copy
+    }
+}
+
+impl Line {
+    /// Elements of all such parameters.
+    fn numel(&self) -> u64 {
+        (self.count * self.def.numel()) as u64
+    }
+}
