@@ -25,7 +25,12 @@ fn main() {
         .include(include.join("torch/csrc/api/include"))
         // at::parallel_for is a template over OpenMP: our loops share libtorch's threads
         .flag("-fopenmp")
-        .files(["cxx/autograd.cpp", "cxx/dist.cpp", "cxx/ops.cpp"])
+        .files([
+            "cxx/autograd.cpp",
+            "cxx/dist.cpp",
+            "cxx/memory.cpp",
+            "cxx/ops.cpp",
+        ])
         .compile("recipe_torch_bridge");
     println!(
         "cargo:rustc-link-search=native={}",

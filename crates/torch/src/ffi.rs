@@ -22,6 +22,10 @@ unsafe extern "C" {
         call: Backward,
         drop: unsafe extern "C" fn(*mut c_void),
     ) -> *mut c_char;
+    pub fn rt_memory_count();
+    pub fn rt_memory_live() -> i64;
+    pub fn rt_memory_peak() -> i64;
+
     pub fn rt_grad_enabled() -> c_int;
     pub fn rt_vjp(
         outputs: *const Raw,

@@ -8,6 +8,7 @@
 //! | [`dist`] | [`dist::Store`], [`dist::Gloo`] |
 //! | [`cuda`] | loading `libtorch_cuda` at run time, so that one binary serves CPU and GPU |
 //! | [`fused`] | multi-tensor AdamW |
+//! | [`memory`] | bytes of CPU tensors, counted |
 //! | [`storage`] | version counters, storage resize |
 
 pub mod autograd;
@@ -15,6 +16,7 @@ pub mod cuda;
 pub mod dist;
 mod ffi;
 pub mod fused;
+pub mod memory;
 pub mod storage;
 pub mod threads;
 
