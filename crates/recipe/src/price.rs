@@ -280,6 +280,18 @@ fn fresh(stage: &Stage) -> Result<ModelConfig, String> {
         Tokenizer::Byte => 256,
         Tokenizer::Bpe => 0,
     };
+    let mut extra = serde_json::Map::new();
+    if with.experts > 0 {
+        // under the names of both families; each reads its own
+        for count in ["num_experts", "num_local_experts"] {
+            extra.insert(count.to_owned(), with.experts.into());
+        }
+        extra.insert(
+            "num_experts_per_tok".to_owned(),
+            with.experts_per_token.into(),
+        );
+        extra.insert("moe_intermediate_size".to_owned(), with.expert_size.into());
+    }
     let sizes = Sizes {
         model_type: with.family.clone(),
         hidden_size: with.hidden_size as usize,
@@ -290,7 +302,7 @@ fn fresh(stage: &Stage) -> Result<ModelConfig, String> {
         head_dim: Some(with.head_dim as usize),
         max_position_embeddings: with.max_positions as usize,
         tie_word_embeddings: with.tie_embeddings,
-        extra: serde_json::Map::new(),
+        extra,
     };
     let vocabulary = (with.vocab_size as usize).max(tokens).max(1);
     sizes

@@ -132,7 +132,7 @@ fn main() -> ExitCode {
     if let Ok(rank) = std::env::var(RANK) {
         let args: Vec<String> = std::env::args().collect();
         let (case, port) = (
-            args[1].parse().expect("a case"),
+            args[1].parse::<usize>().expect("a case"),
             args[2].parse().expect("a port"),
         );
         run(
@@ -301,7 +301,7 @@ fn unit(case: &Case, index: usize) -> Unit {
     let mut mask = vec![true; tokens.len()];
     mask[0] = false;
     Unit {
-        prefix: Vec::new(),
         branches: vec![Branch { tokens, mask }],
+        ..Unit::default()
     }
 }
