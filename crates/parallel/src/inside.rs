@@ -44,8 +44,13 @@ impl Inside {
         }
     }
 
+    /// How the ranks meet inside a segment, where its rows are given elsewhere.
+    pub fn split(&self) -> &dyn Split {
+        &self.split
+    }
+
     /// Fails if a collective did since the last check.
-    pub(crate) fn check(&self) -> Result<(), Error> {
+    pub fn check(&self) -> Result<(), Error> {
         self.fault.check()
     }
 

@@ -1,18 +1,21 @@
 //! One forward of a batch's rows, the choice of tokens at its ends, and the experts that its rows
 //! went to.
 
+use crate::Error;
 use crate::batch::Batch;
 use crate::cpu::attention;
 use crate::cpu::gemm::Shared;
 use crate::cpu::memory::Memory;
 use crate::cpu::ops::{RowOps, elements, elements_mut};
 use crate::paged::Gathered;
+use crate::peers::Peers;
 use crate::routes::Record;
 use crate::sampler::{Choice, Pick, Scratch, choose};
 use crate::store::Store;
 use half::bf16;
 use kernels::elem::Elem;
-use model::{Attend, AttendSpec, Context, Decoder, Libtorch, Ops, Unsplit, Weights, moe};
+use model::{Attend, AttendSpec, Context, Decoder, Libtorch, Ops, Weights};
+use std::collections::HashSet;
 use tch::{Kind, Tensor};
 
 /// Positions whose rotary angles are computed at a time. libtorch computes so few elements on one
@@ -20,18 +23,22 @@ use tch::{Kind, Tensor};
 const POSITIONS: i64 = 256;
 
 /// A decoder ready to run: its parameters by segment, shared with the weights.
-pub struct Engine<'m> {
-    decoder: &'m Decoder,
+pub struct Engine {
+    /// With the experts that lie here.
+    decoder: Decoder,
     segments: Vec<Vec<Tensor>>,
     head: Tensor,
     rows: RowOps,
+    peers: Peers,
     /// Cosines and sines `[positions, head_dim / 2]` of the first positions.
     angles: (Tensor, Tensor),
 }
 
-impl<'m> Engine<'m> {
-    /// Runs `decoder` on `weights` with this many threads.
-    pub fn new(decoder: &'m Decoder, weights: &'m Weights, threads: usize) -> Self {
+impl Engine {
+    /// Runs `decoder` on `weights`, of which every peer has a part, with this many threads.
+    pub fn new(decoder: &Decoder, weights: &Weights, threads: usize, peers: Peers) -> Self {
+        let here: HashSet<&str> = weights.names().iter().map(String::as_str).collect();
+        let decoder = decoder.holding(|name| here.contains(name));
         let segments = (0..decoder.segments.len())
             .map(|s| decoder.segment_params(s, weights))
             .collect();
@@ -45,19 +52,23 @@ impl<'m> Engine<'m> {
             segments,
             head,
             rows: RowOps::new(threads),
+            peers,
             angles,
         }
     }
 
     /// Computes the rows of `batch`, leaves their keys and values in `store`, and returns the
     /// logits `[ends.len(), vocab]` of the rows `ends`. `record` sees where rows go.
+    ///
+    /// # Errors
+    /// A peer that is gone.
     pub fn forward(
         &mut self,
         store: &Store,
         batch: &Batch,
         ends: &[usize],
         record: &Record,
-    ) -> Tensor {
+    ) -> Result<Tensor, Error> {
         let longest = batch.rows.iter().map(|r| r.position).max().unwrap_or(0);
         self.extend_angles(i64::from(longest) + 1);
         match store {
@@ -94,7 +105,7 @@ impl<'m> Engine<'m> {
         ops: &dyn Ops,
         (batch, ends): (&Batch, &[usize]),
         record: &Record,
-    ) -> Tensor {
+    ) -> Result<Tensor, Error> {
         let index = |v: Vec<i64>| Tensor::from_slice(&v).to_device(self.head.device());
         let tokens = index(batch.rows.iter().map(|r| i64::from(r.token)).collect());
         let positions = index(batch.rows.iter().map(|r| i64::from(r.position)).collect());
@@ -103,8 +114,8 @@ impl<'m> Engine<'m> {
             sin: self.angles.1.index_select(0, &positions),
             attend,
             ops,
-            split: &Unsplit,
-            dispatch: &moe::Local,
+            split: self.peers.split(),
+            dispatch: self.peers.dispatch(),
             routing: record,
         };
         let last = self.segments.len() - 1;
@@ -115,7 +126,8 @@ impl<'m> Engine<'m> {
             }
             x = self.decoder.run(i, params, &x, &context);
         }
-        ops.linear(&x, &self.head, None)
+        self.peers.check()?;
+        self.peers.logits(ops.linear(&x, &self.head, None))
     }
 
     /// Chooses a token for each pick from its row of the logits; `None` where they are not numbers.

@@ -97,4 +97,7 @@ pub enum Error {
     /// A conversation the template cannot render as a continuation.
     #[error("chat template: {0}")]
     Template(String),
+    /// A rank that holds a part of the model.
+    #[error(transparent)]
+    Parallel(#[from] parallel::Error),
 }

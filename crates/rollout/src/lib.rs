@@ -16,6 +16,7 @@
 //! | `blocks`, `store` | the paged cache: ownership, prefixes, memory, version of the weights |
 //! | `engine`, `sampler` | one forward; temperature, top-k, top-p |
 //! | `routes` | the experts that cached tokens went to |
+//! | `peers` | the ranks that hold the model together |
 //! | `cpu`, `paged` | arithmetic and attention on CPU, and on any libtorch device |
 //! | [`episodes`] | multi-turn episodes of environments |
 //! | [`bench`] | the rate on a tiny model |
@@ -32,6 +33,7 @@ mod engine;
 pub mod episodes;
 mod error;
 mod paged;
+mod peers;
 mod request;
 pub mod rollout;
 mod routes;
@@ -41,6 +43,7 @@ mod sequence;
 mod store;
 
 pub use error::Error;
+pub use peers::Peers;
 pub use request::{Finish, Request, Sample, Sampling};
 pub use rollout::{Rollout, RolloutConfig, Stats, text};
 pub use store::KvCache;

@@ -2,6 +2,7 @@
 
 use crate::blocks::BLOCK;
 use crate::engine::Engine;
+use crate::peers::Peers;
 use crate::sampler::Pick;
 use crate::scheduler::Scheduler;
 use crate::sequence::Sequence;
@@ -68,7 +69,7 @@ pub struct Rollout<'m> {
     weights: &'m Weights,
     tokenizer: Option<&'m Tokenizer>,
     config: RolloutConfig,
-    engine: Engine<'m>,
+    engine: Engine,
     cache: KvCache,
     scheduler: Scheduler,
     arrivals: u64,
@@ -89,6 +90,24 @@ impl<'m> Rollout<'m> {
         Self::with_cache(decoder, weights, config, cache)
     }
 
+    /// A rollout whose model lies on several ranks: `weights` are this one's part. All peers are
+    /// given the same requests in the same order, and all get all samples.
+    ///
+    /// # Errors
+    /// If the weights cannot be generated from.
+    pub fn among(
+        decoder: &'m Decoder,
+        weights: &'m Weights,
+        mut config: RolloutConfig,
+        peers: Peers,
+    ) -> Result<Self, Error> {
+        // a cache of the same size on all, so that all schedule alike
+        let kv_heads = peers.kv_heads(&decoder.config);
+        config.cache_tokens = KvCache::tokens_for(&decoder.config, weights, &config, kv_heads);
+        let cache = KvCache::new(&decoder.config, weights, &config)?;
+        Self::start(decoder, weights, config, cache, peers)
+    }
+
     /// A rollout that uses the memory of `cache`, and its prefixes if they came from these very
     /// values of the weights.
     ///
@@ -98,7 +117,17 @@ impl<'m> Rollout<'m> {
         decoder: &'m Decoder,
         weights: &'m Weights,
         config: RolloutConfig,
+        cache: KvCache,
+    ) -> Result<Self, Error> {
+        Self::start(decoder, weights, config, cache, Peers::alone())
+    }
+
+    fn start(
+        decoder: &'m Decoder,
+        weights: &'m Weights,
+        config: RolloutConfig,
         mut cache: KvCache,
+        peers: Peers,
     ) -> Result<Self, Error> {
         cache.serve(&decoder.config, weights, &config)?;
         let threads = if config.threads == 0 {
@@ -106,7 +135,7 @@ impl<'m> Rollout<'m> {
         } else {
             config.threads
         };
-        let engine = tch::no_grad(|| Engine::new(decoder, weights, threads));
+        let engine = tch::no_grad(|| Engine::new(decoder, weights, threads, peers));
         let scheduler = Scheduler::new(config.max_rows, config.max_sequences);
         Ok(Self {
             decoder,
@@ -249,7 +278,7 @@ impl<'m> Rollout<'m> {
         let record = self.cache.routes.record();
         let engine = &mut self.engine;
         let logits =
-            tch::no_grad(|| engine.forward(&self.cache.store, &round.batch, &rows, &record));
+            tch::no_grad(|| engine.forward(&self.cache.store, &round.batch, &rows, &record))?;
         self.cache.routes.keep(&round.batch, record);
         self.scheduler.advance(&round, &mut self.cache.blocks);
         let running = &self.scheduler.running;

@@ -80,10 +80,7 @@ impl KvCache {
         sizes: &RolloutConfig,
     ) -> Result<Self, Error> {
         let made = Made::of(config, weights, sizes);
-        let tokens = match sizes.cache_tokens {
-            0 => DEFAULT_BYTES / made.shape.token_bytes(made.kind.elt_size_in_bytes()).max(1),
-            n => n,
-        };
+        let tokens = made.tokens(sizes);
         let blocks = tokens.div_ceil(BLOCK).clamp(1, u32::MAX as usize / BLOCK);
         let store = match made.kind {
             Kind::Float if made.rows => Store::F32(Memory::new(made.shape, blocks)),
@@ -97,6 +94,18 @@ impl KvCache {
             made,
             stamp: None,
         })
+    }
+
+    /// Tokens that a cache of these sizes holds where a rank has `kv_heads` key and value heads.
+    pub(crate) fn tokens_for(
+        config: &ModelConfig,
+        weights: &Weights,
+        sizes: &RolloutConfig,
+        kv_heads: usize,
+    ) -> usize {
+        let mut made = Made::of(config, weights, sizes);
+        made.shape.kv_heads = kv_heads;
+        made.tokens(sizes)
     }
 
     /// Tokens that it can hold.
@@ -147,11 +156,25 @@ impl KvCache {
     }
 }
 
+/// Key and value heads that these weights, all of a model's or a rank's part, have.
+fn kv_heads(config: &ModelConfig, weights: &Weights) -> usize {
+    let name = "model.layers.0.self_attn.k_proj.weight";
+    weights.get(name).size()[0] as usize / config.head_dim
+}
+
 impl Made {
+    /// Tokens of a cache of these sizes.
+    fn tokens(&self, sizes: &RolloutConfig) -> usize {
+        match sizes.cache_tokens {
+            0 => DEFAULT_BYTES / self.shape.token_bytes(self.kind.elt_size_in_bytes()).max(1),
+            n => n,
+        }
+    }
+
     fn of(config: &ModelConfig, weights: &Weights, sizes: &RolloutConfig) -> Self {
         let shape = Shape {
             layers: config.layers,
-            kv_heads: config.kv_heads,
+            kv_heads: kv_heads(config, weights),
             head_dim: config.head_dim,
         };
         let (kind, device) = (weights.kind(), weights.device());

@@ -5,7 +5,6 @@ use crate::codes;
 use crate::kinds::Invalid;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// All placement of one stage.
@@ -34,9 +33,10 @@ pub struct Resources {
     /// memory, more traffic. Acts where weights are sharded.
     #[serde(skip_serializing_if = "is_true")]
     pub reshard: bool,
-    /// How a rollout holds the weights.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub rollout_mesh: BTreeMap<String, u32>,
+    /// How a rollout holds the weights; left out, a rank holds no more of them than in training,
+    /// where the model's heads allow it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout_mesh: Option<RolloutMesh>,
     /// Tokens that one rank works on at a time.
     pub microbatch_tokens: u64,
     pub activation_checkpointing: ActivationCheckpointing,
@@ -62,7 +62,7 @@ impl Default for Resources {
             threads: 0,
             mesh: Mesh::default(),
             reshard: true,
-            rollout_mesh: BTreeMap::new(),
+            rollout_mesh: None,
             microbatch_tokens: 8192,
             activation_checkpointing: ActivationCheckpointing::None,
             head_chunk: 1024,
@@ -190,6 +190,56 @@ impl Mesh {
     }
 }
 
+/// Sizes of a rollout's axes; their product is `ranks`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RolloutMesh {
+    /// Groups of ranks that sample different completions; 0 takes what the others leave of `ranks`.
+    pub dp: u32,
+    /// Ranks of a group that hold parts of the same matrices.
+    pub tp: u32,
+    /// Ranks of a group that hold different experts.
+    pub ep: u32,
+}
+
+impl Default for RolloutMesh {
+    fn default() -> Self {
+        Self {
+            dp: 0,
+            tp: 1,
+            ep: 1,
+        }
+    }
+}
+
+impl RolloutMesh {
+    /// Gives `dp` what the others leave of `ranks`; refuses sizes whose product is not `ranks`.
+    fn finish(&mut self, ranks: u32) -> Result<(), Invalid> {
+        for (axis, size) in [("tp", self.tp), ("ep", self.ep)] {
+            if size == 0 {
+                let field = format!("rollout_mesh.{axis}");
+                return Err(Invalid::range(&field, size, "1 or more"));
+            }
+        }
+        let group = u64::from(self.tp) * u64::from(self.ep);
+        if self.dp == 0 && u64::from(ranks).is_multiple_of(group) {
+            self.dp = (u64::from(ranks) / group) as u32;
+        }
+        if u64::from(self.dp) * group == u64::from(ranks) {
+            return Ok(());
+        }
+        Err(Invalid {
+            field: "rollout_mesh".to_owned(),
+            message: format!(
+                "'rollout_mesh' has dp {} x tp {} x ep {}, but 'ranks' is {ranks}",
+                self.dp, self.tp, self.ep
+            ),
+            help: format!("choose sizes whose product is {ranks}; `dp` may be left out"),
+            code: codes::RANGE,
+        })
+    }
+}
+
 impl Resources {
     /// Fills in the mesh and refuses what no launcher can do yet.
     pub fn finish(&mut self) -> Result<(), Invalid> {
@@ -213,12 +263,8 @@ impl Resources {
             ));
         }
         self.mesh.finish(self.ranks)?;
-        if !self.rollout_mesh.is_empty() {
-            return Err(unsupported(
-                "rollout_mesh",
-                "'rollout_mesh' has no use while every rank holds the whole model".to_owned(),
-                "remove it",
-            ));
+        if let Some(mesh) = &mut self.rollout_mesh {
+            mesh.finish(self.ranks)?;
         }
         for (field, value) in [
             ("microbatch_tokens", self.microbatch_tokens),

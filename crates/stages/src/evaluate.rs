@@ -21,6 +21,7 @@ use crate::failure::{Failure, Result, at};
 use crate::play::{self, Played, Prompt};
 use crate::report::Metrics;
 use crate::score;
+use crate::serving::Serving;
 use crate::stage::{Done, Lines, Stage};
 use crate::stats::{self, Estimate};
 use crate::training;
@@ -125,6 +126,7 @@ fn tasks(
         )?),
         false => None,
     };
+    let serving = Serving::new(stage, policy)?;
     let mut graded = Vec::new();
     let mut failed = 0;
     let ids: Vec<u64> = (0..count).collect();
@@ -139,7 +141,7 @@ fn tasks(
             })
             .collect::<Result<Vec<Prompt>>>()?;
         let env = &*environment;
-        let played = play::play(stage, policy, tokenizer, env, &prompts, &draw)?;
+        let played = play::play(&serving, tokenizer, env, &prompts, &draw)?;
         for (prompt, played) in prompts.iter().zip(played.chunks(samples)) {
             if let Some(lines) = &mut lines {
                 for one in played {

@@ -154,6 +154,7 @@ impl From<rollout::Error> for Failure {
     fn from(e: rollout::Error) -> Failure {
         use rollout::Error as E;
         let class = match &e {
+            E::Parallel(_) => FailureClass::Infra,
             E::NotFinite { .. } | E::WeightsChanged { .. } | E::Version { .. } => {
                 FailureClass::Failed
             }

@@ -76,11 +76,6 @@ impl Gang {
         Ok(votes.int64_value(&[0]) > 0)
     }
 
-    /// This rank's share of `items`: every `size`-th.
-    pub fn share<'a, T>(&self, items: &'a [T]) -> impl Iterator<Item = &'a T> {
-        items.iter().skip(self.rank).step_by(self.size)
-    }
-
     /// The items of all ranks, in rank order, on every rank.
     pub fn gather<T: Serialize + DeserializeOwned>(
         &self,

@@ -2,12 +2,13 @@
 //! "logprobs", "text", "finish_reason"}`, in the order of the prompts, then of samples.
 
 use data::example;
-use rollout::{Request, Rollout, RolloutConfig, Sampling};
+use rollout::{Request, RolloutConfig, Sampling};
 use serde::{Deserialize, Serialize};
 use spec::kinds::generate::Generate;
 
 use crate::failure::{Failure, Result};
 use crate::report::Metrics;
+use crate::serving::Serving;
 use crate::stage::{Done, Lines, Stage};
 use crate::training;
 
@@ -47,8 +48,8 @@ pub fn run(stage: &Stage) -> Result<Done> {
         eos: tokenizer.eos_ids().to_vec(),
         ..RolloutConfig::default()
     };
-    let mut rollout =
-        Rollout::new(policy.decoder(), policy.weights(), config)?.with_tokenizer(&tokenizer);
+    let serving = Serving::new(stage, &policy)?;
+    let mut rollout = serving.rollout(config)?.with_tokenizer(&tokenizer);
 
     let mut lines = match stage.gang.leads() {
         true => Some(Lines::create(
@@ -60,8 +61,7 @@ pub fn run(stage: &Stage) -> Result<Done> {
     let (mut tokens, mut cut, mut count) = (0usize, 0usize, 0usize);
     for first in (0..prompts.len()).step_by(PART) {
         let rows: Vec<usize> = (first..prompts.len().min(first + PART)).collect();
-        let requests = stage
-            .gang
+        let requests = serving
             .share(&rows)
             .map(|row| {
                 let prompt = example::prompt(&prompts.record(*row)?, &tokenizer)?;
@@ -84,7 +84,7 @@ pub fn run(stage: &Stage) -> Result<Done> {
                 finish_reason: sample.finish,
             });
         }
-        let mut all = stage.gang.gather(completions, "completions")?;
+        let mut all = serving.gather(completions, "completions")?;
         all.sort_by_key(|completion| (completion.index, completion.sample));
         for completion in &all {
             count += 1;

@@ -30,6 +30,7 @@ use crate::failure::{Failure, Result};
 use crate::group::{self, Group};
 use crate::play::{self, Prompt};
 use crate::report::Metrics;
+use crate::serving::Serving;
 use crate::stage::{Done, Stage};
 use crate::training::{self, Clock, due};
 
@@ -168,11 +169,12 @@ impl Run<'_> {
             1
         };
         let (mut sampled, mut failed, mut flat) = (0usize, 0usize, 0usize);
+        let serving = Serving::new(self.stage, policy)?;
         for _ in 0..rounds {
             if groups.len() >= size {
                 break;
             }
-            let fresh = self.fresh(policy, &mut state.cursor, size)?;
+            let fresh = self.fresh(&serving, &mut state.cursor, size)?;
             sampled += fresh.len();
             for group in fresh {
                 failed += group.failures;
@@ -200,7 +202,7 @@ impl Run<'_> {
     }
 
     /// Groups of the next `count` prompts, sampled from the policy as it is.
-    fn fresh(&self, policy: &Policy, cursor: &mut u64, count: usize) -> Result<Vec<Group>> {
+    fn fresh(&self, serving: &Serving, cursor: &mut u64, count: usize) -> Result<Vec<Group>> {
         let prompts = (*cursor..*cursor + count as u64)
             .map(|id| {
                 let task = self.environment.task(Split::Train, id, self.with.seed)?;
@@ -216,8 +218,7 @@ impl Run<'_> {
             routes: self.with.routing_replay,
         };
         let played = play::play(
-            self.stage,
-            policy,
+            serving,
             self.tokenizer,
             environment,
             &prompts,
@@ -270,9 +271,9 @@ impl Run<'_> {
             sampling: &greedy,
             routes: false,
         };
+        let serving = Serving::new(self.stage, policy)?;
         let played = play::play(
-            self.stage,
-            policy,
+            &serving,
             self.tokenizer,
             environment,
             &prompts,

@@ -30,6 +30,7 @@ mod play;
 mod reference;
 mod report;
 mod score;
+mod serving;
 mod sft;
 mod stage;
 mod stats;

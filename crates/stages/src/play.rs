@@ -7,12 +7,12 @@ use data::Tokenizer;
 use data::dataset::Extra;
 use data::env::{self, Environment, Task};
 use rollout::episodes::{self, Episode, Limits, Outcome};
-use rollout::{Finish, Rollout, RolloutConfig, Sampling};
+use rollout::{Finish, RolloutConfig, Sampling};
 use serde::{Deserialize, Serialize};
 use spec::kinds::Environments;
-use train::Policy;
 
 use crate::failure::{Failure, Result};
+use crate::serving::Serving;
 use crate::stage::Stage;
 
 /// A task to be played.
@@ -87,8 +87,7 @@ pub struct Draw<'a> {
 
 /// Plays trajectories of each prompt; in the order of the prompts, then of samples.
 pub fn play(
-    stage: &Stage,
-    policy: &Policy,
+    serving: &Serving,
     tokenizer: &Tokenizer,
     environment: &dyn Environment,
     prompts: &[Prompt],
@@ -97,16 +96,15 @@ pub fn play(
     let Draw {
         samples, sampling, ..
     } = *draw;
-    let decoder = policy.decoder();
     let config = RolloutConfig {
         eos: tokenizer.eos_ids().to_vec(),
         routes: draw.routes,
         ..RolloutConfig::default()
     };
-    let mut rollout = Rollout::new(decoder, policy.weights(), config)?.with_tokenizer(tokenizer);
+    let mut rollout = serving.rollout(config)?.with_tokenizer(tokenizer);
     // the environment's own limits, and the model's
     let (extra, limits) = (Extra::default(), Limits::default());
-    let mine: Vec<&Prompt> = stage.gang.share(prompts).collect();
+    let mine: Vec<&Prompt> = serving.share(prompts).collect();
     let episodes: Vec<Episode> = mine
         .iter()
         .map(|prompt| Episode {
@@ -153,9 +151,9 @@ pub fn play(
             }
         })
         .collect();
-    let mut all = stage.gang.gather(played, "trajectories")?;
+    let mut all = serving.gather(played, "trajectories")?;
     all.sort_by_key(|played| (played.id, played.sample));
-    let version = policy.weights().version;
+    let version = serving.policy().weights().version;
     if let Some(stale) = all.iter().find(|played| played.version != version) {
         return Err(Failure::failed(
             "W0403",

@@ -13,6 +13,7 @@ mod error;
 mod export;
 mod head;
 mod lay;
+mod lend;
 pub mod loss;
 mod metrics;
 mod optimizer;
@@ -20,6 +21,7 @@ mod plan;
 mod policy;
 mod schedule;
 mod tensors;
+mod walk;
 
 pub use batch::{Branch, LossOut, Replay, Tokens, Unit, UnitSpan};
 pub use checkpoint::CheckpointState;

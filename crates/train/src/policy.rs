@@ -5,13 +5,14 @@ mod build;
 mod config;
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::rc::Rc;
 
 use arch::Held;
 use arch::experts::Experts;
 use model::{Decoder, Ops, Weights};
-use parallel::{Collective, Engine, Gradients, Grads, Groups, Inside, Load, Moe, Sharded, Walk};
+use parallel::{Collective, Engine, Grads, Groups, Inside, Load, Moe, Sharded};
 use tch::{Device, Kind, Tensor};
 
 use crate::balance;
@@ -19,6 +20,7 @@ use crate::head::{Head, Input, Pull, Pulled, accumulation};
 use crate::lay::{self, Laid, Owned};
 use crate::metrics::Flops;
 use crate::optimizer::Param;
+use crate::walk::Batch;
 use crate::{Error, LossOut, Optimizer, Plan, Sums, Tokens, Unit};
 
 pub(crate) use config::Skips;
@@ -27,9 +29,9 @@ pub use config::{Accumulated, Entropy, PolicyConfig, StateBytes, StepStats};
 /// Looks at the values of a microbatch and returns metrics, which add up.
 pub type Observe<'a> = dyn Fn(&Tokens) -> Result<Vec<(&'static str, f64)>, Error> + 'a;
 
-/// Turns a microbatch's hidden states into the gradients of the head's inputs.
+/// Turns a microbatch's hidden states and the LM matrix into their gradients.
 type PullHead<'a> =
-    dyn FnMut(&Policy, &Walk, &Tensor, &Laid, &mut Sums) -> Result<Pulled, Error> + 'a;
+    dyn FnMut(&Policy, &Tensor, &Tensor, &Laid, &mut Sums) -> Result<Pulled, Error> + 'a;
 
 /// A decoder with trained weights.
 pub struct Policy {
@@ -143,24 +145,15 @@ impl Policy {
         // Every rank fills in its part of zeros, so the sum over ranks is exact.
         let mut flat = vec![0f32; total];
         let engine = self.engine();
-        for indices in self.my_microbatches(units) {
-            let laid = self.lay(units, &indices);
-            let hidden = engine.infer(&laid.batch)?;
-            let name = self.decoder.lm_head_name();
-            let matrix = self.sharded.gather_one(name)?;
-            if laid.rows == 0 {
-                self.sharded.release_one(name);
-                continue;
-            }
-            let owned = self.owned(&laid);
+        Batch::new(self, engine, units).infer(Some(&mut |hidden, matrix, laid| {
+            let owned = self.owned(laid);
             let targets = owned.take(&laid.targets);
-            let input = Input::new(&hidden, &matrix, &targets);
+            let input = Input::new(hidden, matrix, &targets);
             let scored = self.head().score(input, false, false)?;
-            self.sharded.release_one(name);
             let logp = owned.gather(vec![scored.logp])?;
             // of the ranks that share a microbatch one gives its values
             if !self.speaks() {
-                continue;
+                return Ok(());
             }
             let values: Vec<f32> = to_vec(&logp[0])?;
             for span in &laid.units {
@@ -170,8 +163,9 @@ impl Policy {
                     at += range.len();
                 }
             }
-        }
-        if self.groups.data.size() > 1 && total > 0 {
+            Ok(())
+        }))?;
+        if self.groups.size() > 1 && total > 0 {
             let mut all = Tensor::from_slice(&flat);
             self.groups
                 .world
@@ -202,11 +196,11 @@ impl Policy {
         units: &[Unit],
         loss: &dyn Fn(&Tokens) -> Result<LossOut, Error>,
     ) -> Result<Accumulated, Error> {
-        self.walk_batch(units, &mut |policy, walk, matrix, laid, sums| {
+        self.walk_batch(units, &mut |policy, hidden, matrix, laid, sums| {
             let entropy = policy.config.entropy;
             let owned = policy.owned(laid);
             let targets = owned.take(&laid.targets);
-            let input = Input::new(walk.output(), matrix, &targets);
+            let input = Input::new(hidden, matrix, &targets);
             let scored = policy.head().score(input, entropy != Entropy::Off, true)?;
             let tokens = policy.leaves(&owned.gather(scored.values())?, laid);
             let out = tch::with_grad(|| loss(&tokens))?;
@@ -236,10 +230,10 @@ impl Policy {
         coefficient: &dyn Fn(usize, usize, usize) -> f64,
         observe: Option<&Observe>,
     ) -> Result<Accumulated, Error> {
-        self.walk_batch(units, &mut |policy, walk, matrix, laid, sums| {
+        self.walk_batch(units, &mut |policy, hidden, matrix, laid, sums| {
             let owned = policy.owned(laid);
             let targets = owned.take(&laid.targets);
-            let input = Input::new(walk.output(), matrix, &targets);
+            let input = Input::new(hidden, matrix, &targets);
             let coefficients = policy.coefficients(laid, coefficient);
             let mine = owned.take(&coefficients);
             let entropy = observe.is_some() && policy.config.entropy != Entropy::Off;
@@ -331,7 +325,10 @@ impl Policy {
         self.balance(units)?;
         // taken out while the policy is read
         let mut grads = self.grads.take();
-        let done = self.microbatches(units, &mut grads, &mut sums, head);
+        let done = Batch::new(self, self.engine(), units)
+            .train(&mut grads, &mut |hidden, matrix, laid| {
+                head(self, hidden, matrix, laid, &mut sums)
+            });
         self.grads = grads;
         // other forwards balance nothing
         self.moe.set_pull(None);
@@ -372,10 +369,7 @@ impl Policy {
         self.moe.set_pull(None);
         self.moe.set_every_row(coefficient > 0.0);
         if coefficient > 0.0 {
-            let engine = self.engine();
-            for indices in self.my_microbatches(units) {
-                let _ = engine.infer(&self.lay(units, &indices).batch)?;
-            }
+            Batch::new(self, self.engine(), units).infer(None)?;
             let load = self.expert_load(&experts)?;
             // every tensor-parallel rank adds its part to the router's gradient, all of them equal
             let factor = coefficient / self.groups.mesh.tp as f64;
@@ -393,43 +387,21 @@ impl Policy {
         balance::reduce(load, experts, &*self.groups.world, counts)
     }
 
-    fn microbatches(
-        &self,
-        units: &[Unit],
-        grads: &mut Grads,
-        sums: &mut Sums,
-        head: &mut PullHead,
-    ) -> Result<(), Error> {
-        let engine = self.engine();
-        for indices in self.my_microbatches(units) {
-            let laid = self.lay(units, &indices);
-            let walk = engine.forward(&laid.batch)?;
-            let name = self.decoder.lm_head_name();
-            let matrix = self.sharded.gather_one(name)?;
-            let d_hidden = if laid.rows == 0 {
-                walk.output().zeros_like()
-            } else {
-                let pulled = head(self, &walk, &matrix, &laid, sums)?;
-                grads.add(name, pulled.weight)?;
-                pulled.hidden
-            };
-            drop(matrix);
-            self.sharded.release_one(name);
-            grads.done(&[name.to_owned()])?;
-            walk.backward(d_hidden, grads)?;
-        }
-        Ok(())
+    /// Segments by piece, of all pipeline stages.
+    pub(crate) fn pieces(&self) -> Vec<Range<usize>> {
+        let mesh = &self.groups.mesh;
+        arch::stages::stages(&self.decoder.config, mesh.pp, mesh.pp_chunks)
     }
 
     fn check(&self, units: &[Unit]) -> Result<(), Error> {
         lay::check(units, &self.decoder.config)
     }
 
-    fn my_microbatches(&self, units: &[Unit]) -> Vec<Vec<usize>> {
+    pub(crate) fn my_microbatches(&self, units: &[Unit]) -> Vec<Vec<usize>> {
         self.plan(units).ranks.swap_remove(self.groups.data.rank())
     }
 
-    fn lay(&self, units: &[Unit], indices: &[usize]) -> Laid {
+    pub(crate) fn lay(&self, units: &[Unit], indices: &[usize]) -> Laid {
         let (c, experts) = (&self.config, self.decoder.config.experts.as_ref());
         lay::lay(units, indices, c.share_prefix, c.device, experts)
     }
@@ -461,7 +433,8 @@ impl Policy {
 
     /// Whether this rank gives the values of a microbatch that it shares with others.
     fn speaks(&self) -> bool {
-        self.groups.cp.rank() == 0 && self.groups.tp.rank() == 0
+        let Groups { cp, tp, pp, .. } = &*self.groups;
+        cp.rank() == 0 && tp.rank() == 0 && pp.rank() + 1 == pp.size()
     }
 
     /// Leaves for the loss closure, of log-probabilities and, if computed, entropies.

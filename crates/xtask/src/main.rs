@@ -7,6 +7,7 @@ mod bench;
 mod binaries;
 mod fixtures;
 mod libtorch;
+mod mesh;
 mod process;
 mod test;
 
@@ -22,6 +23,8 @@ usage: cargo xtask <command>
   test [FILTER..]     what CI runs: fmt, clippy, the crates' arrows, all tests, the README's recipe;
                       with FILTER only the tests whose names contain it
   bench [ARGS..]      the benchmarks, as JSON lines (`cargo xtask bench --help`)
+  mesh [NAME..]       train on every mesh against one process and print the table; with NAME only
+                      the meshes whose names contain it
   libtorch [--cuda]   fetch libtorch and print its directory; --cuda with the CUDA libraries
   env                 print the environment for plain cargo commands: eval \"$(cargo xtask env)\"
   fixtures [NAME..]   make the golden fixtures anew with the pinned oracles (models, losses, chat, dcp)
@@ -48,6 +51,7 @@ fn dispatch(args: &[String]) -> Result<ExitCode> {
         "build" => binaries::build().map(|_| ExitCode::SUCCESS),
         "test" => test::run(rest),
         "bench" => bench::run(rest),
+        "mesh" => mesh::run(rest),
         "libtorch" => {
             let cuda = rest.iter().any(|a| a == "--cuda");
             println!("{}", libtorch::ensure(cuda)?.dir.display());

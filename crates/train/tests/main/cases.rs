@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use arch::ModelConfig;
 use model::Weights;
+use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
 use train::loss::dpo::{self, Pairs};
 use train::loss::grpo::{self, Batch, Counts, Objective};
@@ -15,11 +16,17 @@ pub const VOCABULARY: u32 = 61;
 
 /// Tied embeddings, query and key norms, grouped heads.
 pub fn tied() -> ModelConfig {
+    tied_of(2)
+}
+
+/// The same of this many layers.
+pub fn tied_of(layers: usize) -> ModelConfig {
     ModelConfig::from_json(
-        r#"{"model_type": "qwen3", "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10,
-        "max_position_embeddings": 256, "rope_theta": 10000.0, "rms_norm_eps": 1e-6,
-        "initializer_range": 0.05, "tie_word_embeddings": true}"#,
+        &r#"{"model_type": "qwen3", "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 10, "max_position_embeddings": 256, "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-6, "initializer_range": 0.05, "tie_word_embeddings": true}"#
+            .replace("LAYERS", &layers.to_string()),
     )
     .expect("a good configuration")
 }
@@ -108,7 +115,7 @@ impl Stream {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Algorithm {
     Sft,
     Dpo,
