@@ -20,7 +20,7 @@ fn main() -> data::Result<()> {
     };
     demonstrations(&addition, &train, &to.join("addition.jsonl"))?;
     let clean = Rows {
-        rows: 2500,
+        rows: 3750,
         noise: 0.0,
         seed: 2,
         ..train
