@@ -1,5 +1,6 @@
 //! Interrupted runs end in the same bits as uninterrupted ones, and leave no process behind.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::Child;
 
@@ -11,7 +12,9 @@ const STAGES: [&str; 3] = ["sft", "dpo", "grpo"];
 const LONG: [&str; 2] = ["-S", "steps=400"];
 
 fn run_long(project: &Project) -> product_tests::Ended {
-    project.recipe(&["run", "recipe.toml", LONG[0], LONG[1]])
+    let _ = fs::remove_file(project.path("events.jsonl"));
+    let args = ["run", "recipe.toml", LONG[0], LONG[1]];
+    project.recipe(&[args.as_slice(), &["--events", "events.jsonl"]].concat())
 }
 
 /// The artifact digests of the stages, by `run --json` of what is all reused.
@@ -57,13 +60,47 @@ fn start_until_checkpoint(project: &Project, stage: &str) -> Child {
     child
 }
 
-/// Steps of a stage's metrics in the order they were recorded, over all runs of the project.
-fn resumed_from(project: &Project, stage: &str) -> Option<u64> {
+/// The events of a stage in the last run that wrote them.
+fn events(project: &Project, stage: &str) -> Vec<serde_json::Value> {
     let text = fs::read_to_string(project.path("events.jsonl")).expect("events");
     text.lines()
         .filter_map(|l| serde_json::from_str::<serde_json::Value>(l).ok())
-        .find(|e| e["event"] == "resumed" && e["stage"] == stage)
-        .and_then(|e| e["step"].as_u64())
+        .filter(|e| e["stage"] == stage)
+        .collect()
+}
+
+/// The step whose checkpoint a stage went on from.
+fn resumed_from(project: &Project, stage: &str) -> Option<u64> {
+    let events = events(project, stage);
+    let resumed = events.iter().find(|e| e["event"] == "resumed")?;
+    resumed["step"].as_u64()
+}
+
+/// What each step computed: its metrics without times. Prompts taken, losses and rewards are
+/// equal only if a step saw the same data.
+fn steps(project: &Project, stage: &str) -> BTreeMap<u64, BTreeMap<String, f64>> {
+    let mut steps = BTreeMap::new();
+    for event in events(project, stage) {
+        let (Some(step), Some(metrics)) = (event["step"].as_u64(), event["metrics"].as_object())
+        else {
+            continue;
+        };
+        // step 0 is what an attempt says before its first step
+        if step == 0 {
+            continue;
+        }
+        let timed = |name: &str| name.starts_with("timing/") || name.starts_with("performance/");
+        let values = metrics
+            .iter()
+            .filter(|(name, _)| !timed(name))
+            .filter_map(|(name, value)| Some((name.clone(), value.as_f64()?)))
+            .collect();
+        assert!(
+            steps.insert(step, values).is_none(),
+            "{stage} records step {step} once"
+        );
+    }
+    steps
 }
 
 fn no_process_left(project: &Project) {
@@ -79,14 +116,17 @@ fn no_process_left(project: &Project) {
 fn a_killed_runner_or_worker_changes_no_bit() {
     let whole = Project::of("pipeline");
     run_long(&whole).expect(0);
+    let expected_steps = STAGES.map(|stage| steps(&whole, stage));
     let expected = digests(&whole);
 
     let broken = Project::of("pipeline");
-    for stage in STAGES {
+    for (stage, expected_steps) in STAGES.into_iter().zip(expected_steps) {
         let mut child = start_until_checkpoint(&broken, stage);
         kill(child.id() as i32);
         child.wait().expect("the child ends");
         no_process_left(&broken);
+        let before = steps(&broken, stage);
+        fs::remove_file(broken.path("events.jsonl")).expect("events");
         broken
             .recipe(&[
                 "run",
@@ -100,6 +140,14 @@ fn a_killed_runner_or_worker_changes_no_bit() {
             .expect(0);
         let step = resumed_from(&broken, stage).expect("it went on from a checkpoint");
         assert!(step >= 2, "{stage} resumed at {step}");
+        // No prompt or example is skipped or repeated: the steps before the checkpoint and those
+        // after it are the uninterrupted run's, each once.
+        let after = steps(&broken, stage);
+        assert!(after.keys().all(|&s| s > step), "{stage} repeats steps");
+        let mut joined = before;
+        joined.retain(|&s, _| s <= step);
+        joined.extend(after);
+        assert_eq!(joined, expected_steps, "{stage}");
     }
     run_long(&broken).expect(0);
     assert_eq!(digests(&broken), expected);
