@@ -14,6 +14,9 @@ use tch::{Kind, Tensor};
 
 use crate::Error;
 
+#[cfg(test)]
+mod tests;
+
 /// Bytes of fp32 logits that a chunk may hold when the recipe gives no chunk size.
 const CHUNK_BYTES: usize = 64 << 20;
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-use arch::mesh::{Axis, Mesh};
+use arch::mesh::Mesh;
 use arch::slice::{self, Held};
 use parallel::{Groups, Inside};
 use tch::{Kind, Tensor};
@@ -26,35 +26,19 @@ fn mesh(tp: usize, cp: usize, sp: bool) -> Mesh {
     }
 }
 
-/// Sums over `ranks` of the world what a rank of them has a part of.
-fn summed(x: &Tensor, ranks: &[usize], groups: &Groups) -> Tensor {
-    let mut out = x.copy();
-    let group = groups.sub("sum", ranks).expect("a group");
-    group.all_reduce_sum(&mut out, "test").expect("a sum");
-    out
-}
-
-/// The whole gradient of a parameter from the ranks' parts, as the sharding table says.
-fn whole(held: &Held, grad: Option<&Tensor>, kind: Kind, groups: &Groups) -> Tensor {
-    let sizes = |s: &[usize]| s.iter().map(|&n| n as i64).collect::<Vec<_>>();
-    let options = (kind, tch::Device::Cpu);
-    let grad = match grad {
-        Some(grad) => grad.shallow_clone(),
-        None => Tensor::zeros(sizes(&held.local.size), options),
-    };
-    let grad = summed(&grad, &held.copies.tensor, groups);
-    let mesh = &groups.mesh;
-    let grad = summed(&grad, &mesh.group(groups.rank, &[Axis::Cp]), groups);
-    let mut out = Tensor::zeros(sizes(&held.def.shape), options);
-    let mut place = out.shallow_clone();
-    for (dim, (&start, &size)) in held.local.start.iter().zip(&held.local.size).enumerate() {
-        place = place.narrow(dim as i64, start as i64, size as i64);
+/// What a rank adds to the whole gradient of a parameter, as the sharding table says.
+fn part(held: &Held, grad: Option<&Tensor>, kind: Kind) -> Tensor {
+    let sizes: Vec<i64> = held.def.shape.iter().map(|&n| n as i64).collect();
+    let out = Tensor::zeros(&sizes, (kind, tch::Device::Cpu));
+    // of ranks that all have the sum, one gives it
+    let gives = held.owner || held.copies.tensor.len() > 1;
+    if let (Some(grad), true) = (grad, gives) {
+        let mut place = out.shallow_clone();
+        for (dim, (&start, &size)) in held.local.start.iter().zip(&held.local.size).enumerate() {
+            place = place.narrow(dim as i64, start as i64, size as i64);
+        }
+        place.copy_(grad);
     }
-    // ranks that hold the same part have the same gradient: only one gives it
-    if held.owner {
-        place.copy_(&grad);
-    }
-    groups.tp.all_reduce_sum(&mut out, "test").expect("a sum");
     out
 }
 
@@ -78,15 +62,24 @@ fn run(case: &Case, groups: &Groups) -> Seen {
         }
     }
     groups.cp.all_reduce_sum(&mut all, "test").expect("a sum");
-    let kind = case.kind;
+    let parts = held
+        .iter()
+        .map(|h| part(h, grads.get(&h.def.name).as_ref(), case.kind));
+    let parts: Vec<Tensor> = parts.collect();
+    let flat: Vec<Tensor> = parts.iter().map(|p| p.flatten(0, -1)).collect();
+    let mut flat = Tensor::cat(&flat, 0);
+    groups
+        .world
+        .all_reduce_sum(&mut flat, "test")
+        .expect("a sum");
+    let sizes: Vec<i64> = parts.iter().map(|p| p.numel() as i64).collect();
+    let wholes = flat.split_with_sizes(&sizes, 0);
     Seen {
         output: cases::flat(&all),
         grads: held
             .iter()
-            .map(|h| {
-                let grad = whole(h, grads.get(&h.def.name).as_ref(), kind, groups);
-                (h.def.name.clone(), cases::flat(&grad))
-            })
+            .zip(&wholes)
+            .map(|(h, grad)| (h.def.name.clone(), cases::flat(grad)))
             .collect(),
     }
 }
