@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`ops`] | [`Fused`]: CPU kernels where they apply, libtorch elsewhere |
+//! | [`spans`] | [`Spans`]: attention over a packed batch |
 //! | [`cpu`] | one file per kernel: its formula, shapes, forward and backward |
 //! | [`elem`] | element types, instruction sets, a vectorising exponential |
 //!
@@ -11,5 +12,7 @@
 pub mod cpu;
 pub mod elem;
 pub mod ops;
+pub mod spans;
 
 pub use ops::Fused;
+pub use spans::Spans;

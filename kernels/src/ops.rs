@@ -2,11 +2,12 @@
 //! nodes; libtorch where a kernel does not apply (another device or kind).
 
 use half::bf16;
-use model::{Libtorch, Ops};
+use model::{Attend, Error, Layout, Libtorch, Ops};
 use tch::{Device, Kind, Tensor};
 use torch::autograd;
 
 use crate::cpu::{rms_norm, rope, swiglu};
+use crate::Spans;
 use crate::elem::Elem;
 
 /// Fused kernels for f32 and bf16 on CPU; [`Libtorch`] for all else.
@@ -43,12 +44,20 @@ impl Ops for Fused {
     }
 
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        #[cfg(target_arch = "x86_64")]
+        if linear::fits(x, weight, bias) {
+            return linear::run(x, weight, bias);
+        }
         Libtorch.linear(x, weight, bias)
+    }
+
+    fn packed(&self, layout: &Layout, device: Device) -> Result<Box<dyn Attend>, Error> {
+        Ok(Box::new(Spans::new(layout, device)?))
     }
 }
 
 /// The kind that all have, if a CPU kernel takes it.
-fn kernel_kind(tensors: &[&Tensor]) -> Option<Kind> {
+pub(crate) fn kernel_kind(tensors: &[&Tensor]) -> Option<Kind> {
     let kind = tensors[0].kind();
     let fits = matches!(kind, Kind::Float | Kind::BFloat16)
         && tensors
@@ -112,8 +121,53 @@ fn swiglu_on<E: Elem>(gate: &Tensor, up: &Tensor) -> Tensor {
     })
 }
 
+#[cfg(target_arch = "x86_64")]
+mod linear {
+    use super::*;
+    use crate::cpu::{gemm, simd};
+
+    /// With fewer rows packing the weights costs more than the faster product gains.
+    const LEAST_ROWS: i64 = 64;
+
+    pub fn fits(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bool {
+        let tensors: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
+        simd::available()
+            && kernel_kind(&tensors) == Some(Kind::Float)
+            && x.dim() == 2
+            && x.size()[0] >= LEAST_ROWS
+    }
+
+    pub fn run(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let size = [weight.size()[0] as usize, weight.size()[1] as usize];
+        let (xs, ws) = (x.detach().contiguous(), weight.detach().contiguous());
+        let bs = bias.map(|b| b.detach().contiguous());
+        let mut y = Tensor::empty([xs.size()[0], ws.size()[0]], (Kind::Float, Device::Cpu));
+        let b = bs.as_ref().map(read::<f32>);
+        gemm::forward(read(&xs), read(&ws), b, size, write(&mut y));
+        let inputs: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
+        let wanted: Vec<bool> = inputs.iter().map(|t| t.requires_grad()).collect();
+        record(&inputs, y, move |dy| {
+            let dy = dy.contiguous();
+            let dx = wanted[0].then(|| {
+                let mut dx = empty(&xs);
+                gemm::input_gradient(read(&dy), read(&ws), size, write(&mut dx));
+                dx
+            });
+            let dw = wanted[1].then(|| {
+                let mut dw = empty(&ws);
+                gemm::weight_gradient(read(&dy), read(&xs), size, write(&mut dw));
+                dw
+            });
+            let db = wanted[2..]
+                .iter()
+                .map(|wanted| wanted.then(|| dy.sum_dim_intlist([0i64].as_slice(), false, Kind::Float)));
+            [dx, dw].into_iter().chain(db).collect()
+        })
+    }
+}
+
 /// Ties `y` to `inputs` with a backward of one output, where a graph is being recorded.
-fn record(
+pub(crate) fn record(
     inputs: &[&Tensor],
     y: Tensor,
     backward: impl FnOnce(Tensor) -> Vec<Option<Tensor>> + 'static,
@@ -134,12 +188,12 @@ fn record(
     node.expect("libtorch records an autograd node").remove(0)
 }
 
-fn empty(like: &Tensor) -> Tensor {
+pub(crate) fn empty(like: &Tensor) -> Tensor {
     Tensor::empty(like.size(), (like.kind(), like.device()))
 }
 
 /// The elements of a contiguous CPU tensor whose kind is `E`'s.
-fn read<E: Elem>(t: &Tensor) -> &[E] {
+pub(crate) fn read<E: Elem>(t: &Tensor) -> &[E] {
     debug_assert!(t.is_contiguous() && t.kind().elt_size_in_bytes() == size_of::<E>());
     if t.numel() == 0 {
         return &[];
@@ -149,7 +203,7 @@ fn read<E: Elem>(t: &Tensor) -> &[E] {
 }
 
 /// As [`read`], of a tensor that nothing else refers to.
-fn write<E: Elem>(t: &mut Tensor) -> &mut [E] {
+pub(crate) fn write<E: Elem>(t: &mut Tensor) -> &mut [E] {
     debug_assert!(t.is_contiguous() && t.kind().elt_size_in_bytes() == size_of::<E>());
     if t.numel() == 0 {
         return &mut [];

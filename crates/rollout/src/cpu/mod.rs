@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`gemm`] | linear layers |
+//! | [`packed`], [`gemm`] | linear layers: with AVX-512, and without |
 //! | [`attention`] | attention over paged keys and values ([`memory`]) |
 //! | [`pointwise`] | norm, rotary position, SwiGLU |
 //! | [`ops`] | the above as the model's `Ops` on libtorch tensors |
@@ -17,5 +17,6 @@ pub mod attention;
 pub mod gemm;
 pub mod memory;
 pub mod ops;
+pub mod packed;
 pub mod pointwise;
 pub mod pool;

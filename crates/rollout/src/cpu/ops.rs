@@ -1,9 +1,11 @@
 //! The model's arithmetic on CPU tensors, row by row.
 
 use super::gemm::{self, Shared};
+use super::packed::Packed;
 use super::pointwise;
 use super::pool::Pool;
 use half::bf16;
+use kernels::cpu::gemm::Cell;
 use kernels::elem::Elem;
 use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
@@ -15,6 +17,7 @@ const SMALL: usize = 4096;
 pub struct RowOps {
     pool: RefCell<Pool>,
     scratch: RefCell<gemm::Scratch>,
+    packed: RefCell<Packed>,
 }
 
 /// A tensor's elements.
@@ -49,6 +52,7 @@ impl RowOps {
         Self {
             pool: RefCell::new(Pool::new(threads)),
             scratch: RefCell::default(),
+            packed: RefCell::default(),
         }
     }
 
@@ -134,7 +138,14 @@ impl RowOps {
         });
     }
 
-    fn matrix<E: Elem>(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) {
+    fn matrix<E: Cell>(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) {
+        let mut pool = self.pool();
+        let (x, y) = (elements::<E>(x), elements_mut::<E>(y));
+        let mut packed = self.packed.borrow_mut();
+        if let Some(panels) = packed.get::<E>(&mut pool, weight) {
+            let mut team = |count: usize, work: &(dyn Fn(usize) + Sync)| pool.run(count, work);
+            return panels.multiply(&mut team, x, bias.map(elements::<E>), y);
+        }
         let (n, k) = (weight.size()[0] as usize, weight.size()[1] as usize);
         let matrix = gemm::Matrix {
             w: elements::<E>(weight),
@@ -143,13 +154,7 @@ impl RowOps {
             k,
         };
         let mut scratch = self.scratch.borrow_mut();
-        gemm::linear(
-            &mut self.pool(),
-            &mut scratch,
-            matrix,
-            elements::<E>(x),
-            elements_mut::<E>(y),
-        );
+        gemm::linear(&mut pool, &mut scratch, matrix, x, y);
     }
 }
 
