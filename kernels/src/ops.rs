@@ -6,8 +6,8 @@ use model::{Attend, Error, Layout, Libtorch, Ops};
 use tch::{Device, Kind, Tensor};
 use torch::autograd;
 
-use crate::cpu::{rms_norm, rope, swiglu};
 use crate::Spans;
+use crate::cpu::{rms_norm, rope, swiglu};
 use crate::elem::Elem;
 
 /// Fused kernels for f32 and bf16 on CPU; [`Libtorch`] for all else.
@@ -158,9 +158,9 @@ mod linear {
                 gemm::weight_gradient(read(&dy), read(&xs), size, write(&mut dw));
                 dw
             });
-            let db = wanted[2..]
-                .iter()
-                .map(|wanted| wanted.then(|| dy.sum_dim_intlist([0i64].as_slice(), false, Kind::Float)));
+            let db = wanted[2..].iter().map(|wanted| {
+                wanted.then(|| dy.sum_dim_intlist([0i64].as_slice(), false, Kind::Float))
+            });
             [dx, dw].into_iter().chain(db).collect()
         })
     }

@@ -36,7 +36,11 @@ impl Attend for Spans {
         spec: &AttendSpec,
     ) -> Tensor {
         #[cfg(target_arch = "x86_64")]
-        if let Some(out) = self.kernel.as_ref().and_then(|kernel| kernel.attend(q, k, v, spec)) {
+        if let Some(out) = self
+            .kernel
+            .as_ref()
+            .and_then(|kernel| kernel.attend(q, k, v, spec))
+        {
             return out;
         }
         self.other.attend(layer, q, k, v, spec)
@@ -76,14 +80,26 @@ mod avx512 {
         }
 
         /// `None` for tensors that the kernel does not take.
-        pub fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttendSpec) -> Option<Tensor> {
+        pub fn attend(
+            &self,
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            spec: &AttendSpec,
+        ) -> Option<Tensor> {
             match kernel_kind(&[q, k, v])? {
                 Kind::BFloat16 => Some(self.attend_as::<bf16>(q, k, v, spec)),
                 _ => Some(self.attend_as::<f32>(q, k, v, spec)),
             }
         }
 
-        fn attend_as<E: Lanes>(&self, q: &Tensor, k: &Tensor, v: &Tensor, spec: &AttendSpec) -> Tensor {
+        fn attend_as<E: Lanes>(
+            &self,
+            q: &Tensor,
+            k: &Tensor,
+            v: &Tensor,
+            spec: &AttendSpec,
+        ) -> Tensor {
             let size = q.size();
             assert_eq!(
                 size[0] as usize, self.rows,
@@ -111,10 +127,12 @@ mod avx512 {
                 write(&mut o),
                 write(&mut stats),
             );
-            let (families, uncovered, result) = (Rc::clone(&self.families), self.uncovered, o.detach());
+            let (families, uncovered, result) =
+                (Rc::clone(&self.families), self.uncovered, o.detach());
             record(&inputs, o, move |d_o| {
                 let mut dq = fresh(&q, uncovered);
-                let [mut dk, mut dv] = [&k, &v].map(|t| Tensor::zeros(t.size(), (Kind::Float, t.device())));
+                let [mut dk, mut dv] =
+                    [&k, &v].map(|t| Tensor::zeros(t.size(), (Kind::Float, t.device())));
                 backward::<E>(
                     &families,
                     &shape,

@@ -137,7 +137,9 @@ fn linear() {
     ] {
         // large steps look random: sums of a wave would cancel
         let (x, w) = (wave(&[rows, k], 12.9898), wave(&[n, k], 78.233));
-        compare(Kind::Float, &[x, w], |ops, t| ops.linear(&t[0], &t[1], None));
+        compare(Kind::Float, &[x, w], |ops, t| {
+            ops.linear(&t[0], &t[1], None)
+        });
         let (x, w) = (wave(&[rows, k], 37.719), wave(&[n, k], 93.989));
         let b = wave(&[n], 1.3);
         compare(Kind::Float, &[x, w, b], |ops, t| {

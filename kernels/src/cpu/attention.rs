@@ -19,9 +19,9 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::{Lines, Shared, pieces};
 use super::simd::f32s::product;
 use super::simd::{Broadcast, Lanes, Rows, available, exp2, first, transpose};
+use super::{Lines, Shared, pieces};
 use crate::elem::LANES;
 
 /// Queries of a chunk: four registers.
@@ -341,7 +341,10 @@ impl<'a> Job<'a> {
                 width: vectors * LANES,
                 least,
                 most,
-                first_key: self.shape.window.map_or(0, |w| (least + 1).saturating_sub(w)),
+                first_key: self
+                    .shape
+                    .window
+                    .map_or(0, |w| (least + 1).saturating_sub(w)),
                 // lanes beyond the last query do as the last one does
                 positions: std::array::from_fn(|l| position(from + l.min(count - 1)) as i32),
             });
@@ -404,7 +407,13 @@ impl Chunk<'_> {
     /// Copies rows (`[.., d]`, by [`Job::lane`]) to lanes `[p, width]`, times `by`, and, if wanted,
     /// to rows `[width, p]`, times that factor.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn pack<E: Lanes>(&self, x: &[E], by: f32, lanes: *mut f32, rows: Option<(*mut f32, f32)>) {
+    unsafe fn pack<E: Lanes>(
+        &self,
+        x: &[E],
+        by: f32,
+        lanes: *mut f32,
+        rows: Option<(*mut f32, f32)>,
+    ) {
         let (d, p) = (self.of.shape.d, self.of.p);
         for l in (0..self.width).step_by(LANES) {
             for c in (0..p).step_by(LANES) {
@@ -496,7 +505,14 @@ impl Chunk<'_> {
     /// `to[key][lane] = sum over c of keys[key][c] * lanes[c][lane]`.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn scores(&self, from: *const f32, at: usize, keys: usize, lanes: *const f32, to: *mut f32) {
+    unsafe fn scores(
+        &self,
+        from: *const f32,
+        at: usize,
+        keys: usize,
+        lanes: *const f32,
+        to: *mut f32,
+    ) {
         let (d, p, width) = (self.of.shape.d, self.of.p, self.width);
         // SAFETY: keys of the job, lanes of the chunk.
         unsafe {
@@ -521,7 +537,14 @@ impl Chunk<'_> {
     /// block.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn weigh(&self, from: *const f32, at: usize, keys: usize, weights: *const f32, to: *mut f32) {
+    unsafe fn weigh(
+        &self,
+        from: *const f32,
+        at: usize,
+        keys: usize,
+        weights: *const f32,
+        to: *mut f32,
+    ) {
         let (d, p, width) = (self.of.shape.d, self.of.p, self.width);
         // SAFETY: as in `scores`.
         unsafe {
@@ -545,7 +568,13 @@ impl Chunk<'_> {
     /// Turns a block's scores into weights relative to the maxima so far, and what was summed
     /// before along with them.
     #[target_feature(enable = "avx512f")]
-    unsafe fn softmax<const V: usize>(&self, at: usize, keys: usize, running: &mut Running, scratch: &Scratch) {
+    unsafe fn softmax<const V: usize>(
+        &self,
+        at: usize,
+        keys: usize,
+        running: &mut Running,
+        scratch: &Scratch,
+    ) {
         let edge = self.is_edge(at, keys);
         let s = |j: usize, v: usize| scratch.s.wrapping_add(j * self.width + v * LANES);
         // SAFETY: inside the block.
@@ -615,7 +644,10 @@ impl Chunk<'_> {
                         by_n: self.width,
                         by_i: 1,
                     };
-                    let b = Rows { at: rows, stride: p };
+                    let b = Rows {
+                        at: rows,
+                        stride: p,
+                    };
                     let c = Rows {
                         at: to.add(at * p),
                         stride: p,
@@ -663,7 +695,13 @@ impl Chunk<'_> {
 
     /// Scores to probabilities, gradients of probabilities to those of scores.
     #[target_feature(enable = "avx512f")]
-    unsafe fn slopes<const V: usize>(&self, at: usize, keys: usize, known: &Known, scratch: &Scratch) {
+    unsafe fn slopes<const V: usize>(
+        &self,
+        at: usize,
+        keys: usize,
+        known: &Known,
+        scratch: &Scratch,
+    ) {
         let edge = self.is_edge(at, keys);
         for j in 0..keys {
             for v in 0..V {

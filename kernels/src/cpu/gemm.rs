@@ -243,7 +243,8 @@ pub fn weight_gradient(dy: &[f32], x: &[f32], [n, k]: [usize; 2], dw: &mut [f32]
     }
     let out = Shared::new(dw);
     // as equal as tiles and panels allow
-    let cut = |n: usize, most: usize, unit: usize| n.div_ceil(n.div_ceil(most)).next_multiple_of(unit);
+    let cut =
+        |n: usize, most: usize, unit: usize| n.div_ceil(n.div_ceil(most)).next_multiple_of(unit);
     let (wide, deep) = (cut(n, DY_COLUMNS, TILE), cut(k, X_COLUMNS, PANEL));
     let (down, across) = (n.div_ceil(wide), k.div_ceil(deep));
     let tile_size = STEP * TILE + LANES;
@@ -262,7 +263,8 @@ pub fn weight_gradient(dy: &[f32], x: &[f32], [n, k]: [usize; 2], dw: &mut [f32]
                 unsafe {
                     pack_tiles(dy, rows.clone(), n, mine.clone(), tile_size, packed_dy);
                     for from in (0..lanes).step_by(PANEL) {
-                        let panel = columns.start + from..columns.end.min(columns.start + from + PANEL);
+                        let panel =
+                            columns.start + from..columns.end.min(columns.start + from + PANEL);
                         let vectors = panel.len().div_ceil(LANES);
                         let to = packed_x.as_mut_ptr().add(STEP * from);
                         pack_rows(x, rows.clone(), k, panel, to);
@@ -422,7 +424,13 @@ fn fetch(x: &[f32], row: usize, width: usize, columns: &Range<usize>) {
 /// # Safety
 /// AVX-512; rows and columns are inside `x`, `to` has the room.
 #[target_feature(enable = "avx512f")]
-unsafe fn pack_rows(x: &[f32], rows: Range<usize>, width: usize, columns: Range<usize>, to: *mut f32) {
+unsafe fn pack_rows(
+    x: &[f32],
+    rows: Range<usize>,
+    width: usize,
+    columns: Range<usize>,
+    to: *mut f32,
+) {
     let lanes = columns.len().next_multiple_of(LANES);
     for (i, row) in rows.enumerate() {
         fetch(x, row + AHEAD, width, &columns);

@@ -273,12 +273,9 @@ macro_rules! products {
         }
     };
 }
-products!(
-    f32s,
-    "avx512f",
-    "Products of f32.",
-    |a, b, sum| _mm512_fmadd_ps(a, b, sum)
-);
+products!(f32s, "avx512f", "Products of f32.", |a, b, sum| {
+    _mm512_fmadd_ps(a, b, sum)
+});
 products!(
     bf16s,
     "avx512f,avx512bf16",

@@ -68,7 +68,13 @@ mod tests {
     }
 
     /// `x w^T + b` by the packed kernel, on so many threads.
-    fn packed<E: Cell>(packed: &mut Packed, threads: usize, x: &[E], w: &Tensor, b: &[E]) -> Vec<E> {
+    fn packed<E: Cell>(
+        packed: &mut Packed,
+        threads: usize,
+        x: &[E],
+        w: &Tensor,
+        b: &[E],
+    ) -> Vec<E> {
         let mut pool = Pool::new(threads);
         let panels = packed.get::<E>(&mut pool, w).expect("a kernel");
         let rows = x.len() / w.size()[1] as usize;
@@ -109,7 +115,11 @@ mod tests {
                 for from in [0, 1, rows - some] {
                     let x = &x[from * k..(from + some) * k];
                     let y = packed(&mut cache, 1 + some % 3, x, &w, b);
-                    assert_eq!(y, all[from * n..(from + some) * n], "{some} rows from {from}");
+                    assert_eq!(
+                        y,
+                        all[from * n..(from + some) * n],
+                        "{some} rows from {from}"
+                    );
                 }
             }
         }
