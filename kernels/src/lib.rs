@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`ops`] | [`Fused`]: CPU kernels where they apply, libtorch elsewhere |
 //! | [`spans`] | [`Spans`]: attention over a packed batch |
+//! | [`softmax`] | [`Softmax`]: log-probability and entropy from logits, and back |
 //! | [`cpu`] | one file per kernel: its formula, shapes, forward and backward |
 //! | [`elem`] | element types, instruction sets, a vectorising exponential |
 //!
@@ -12,7 +13,9 @@
 pub mod cpu;
 pub mod elem;
 pub mod ops;
+pub mod softmax;
 pub mod spans;
 
 pub use ops::Fused;
+pub use softmax::Softmax;
 pub use spans::Spans;

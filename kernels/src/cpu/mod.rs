@@ -11,6 +11,8 @@ pub mod rms_norm;
 pub mod rope;
 #[cfg(target_arch = "x86_64")]
 pub mod simd;
+#[cfg(target_arch = "x86_64")]
+pub mod softmax;
 pub mod swiglu;
 
 /// f32 memory that starts on a cache line.

@@ -17,6 +17,15 @@ pub mod attention;
 pub mod gemm;
 pub mod memory;
 pub mod ops;
+#[cfg(target_arch = "x86_64")]
 pub mod packed;
 pub mod pointwise;
 pub mod pool;
+#[cfg(target_arch = "x86_64")]
+mod wide;
+
+/// Numbers that are computed with.
+#[cfg(target_arch = "x86_64")]
+pub use kernels::cpu::gemm::Cell as Number;
+#[cfg(not(target_arch = "x86_64"))]
+pub use kernels::elem::Elem as Number;

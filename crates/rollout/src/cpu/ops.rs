@@ -1,11 +1,12 @@
 //! The model's arithmetic on CPU tensors, row by row.
 
+use super::Number;
 use super::gemm::{self, Shared};
+#[cfg(target_arch = "x86_64")]
 use super::packed::Packed;
 use super::pointwise;
 use super::pool::Pool;
 use half::bf16;
-use kernels::cpu::gemm::Cell;
 use kernels::elem::Elem;
 use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
@@ -17,6 +18,7 @@ const SMALL: usize = 4096;
 pub struct RowOps {
     pool: RefCell<Pool>,
     scratch: RefCell<gemm::Scratch>,
+    #[cfg(target_arch = "x86_64")]
     packed: RefCell<Packed>,
 }
 
@@ -52,6 +54,7 @@ impl RowOps {
         Self {
             pool: RefCell::new(Pool::new(threads)),
             scratch: RefCell::default(),
+            #[cfg(target_arch = "x86_64")]
             packed: RefCell::default(),
         }
     }
@@ -138,10 +141,12 @@ impl RowOps {
         });
     }
 
-    fn matrix<E: Cell>(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) {
+    fn matrix<E: Number>(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) {
         let mut pool = self.pool();
         let (x, y) = (elements::<E>(x), elements_mut::<E>(y));
+        #[cfg(target_arch = "x86_64")]
         let mut packed = self.packed.borrow_mut();
+        #[cfg(target_arch = "x86_64")]
         if let Some(panels) = packed.get::<E>(&mut pool, weight) {
             let mut team = |count: usize, work: &(dyn Fn(usize) + Sync)| pool.run(count, work);
             return panels.multiply(&mut team, x, bias.map(elements::<E>), y);
