@@ -27,10 +27,14 @@ impl Softmax {
         let z = scaled(logits, by, kind);
         let normal = z.logsumexp([-1i64].as_slice(), true);
         let lsm = z - &normal;
-        let logp = lsm.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1);
+        let logp = lsm
+            .gather(-1, &targets.unsqueeze(-1), false)
+            .squeeze_dim(-1);
         let entropy = entropy.then(|| {
             let plogp = lsm.exp().g_mul_(&lsm);
-            plogp.sum_dim_intlist([-1i64].as_slice(), false, kind).neg_()
+            plogp
+                .sum_dim_intlist([-1i64].as_slice(), false, kind)
+                .neg_()
         });
         Self {
             logp,

@@ -28,13 +28,19 @@ fn values_and_gradients_are_those_of_autograd() {
             for (by, entropy) in [(1.0, false), (0.7, true)] {
                 let exact = logits.to_kind(Kind::Double).set_requires_grad(true);
                 let lsm = (&exact * by).log_softmax(-1, None);
-                let logp = lsm.gather(-1, &targets.unsqueeze(-1), false).squeeze_dim(-1);
+                let logp = lsm
+                    .gather(-1, &targets.unsqueeze(-1), false)
+                    .squeeze_dim(-1);
                 let h = -(lsm.exp() * &lsm).sum_dim_intlist([-1i64].as_slice(), false, None);
                 let (dg, dh) = (wave(&[rows], 0.7), wave(&[rows], 0.3));
                 let dh = if entropy { dh } else { dh * 0.0 };
                 let want = vjp(&[&logp, &h], &[&dg, &dh], &[&exact], false).unwrap();
 
-                let sums = if kind == Kind::Double { kind } else { Kind::Float };
+                let sums = if kind == Kind::Double {
+                    kind
+                } else {
+                    Kind::Float
+                };
                 let soft = Softmax::new(&logits, &targets, by, entropy, sums);
                 let (dg, dh) = (dg.to_kind(sums), dh.to_kind(sums));
                 let got = soft.backward(logits.copy(), &targets, by, &dg, entropy.then_some(&dh));

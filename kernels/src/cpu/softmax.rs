@@ -169,7 +169,11 @@ fn slopes<E: Lanes>(z: &mut [E], target: usize, row: Row) {
             let u = _mm512_mul_ps(_mm512_sub_ps(x, set(row.max)), set(row.by));
             let p = exp2(_mm512_mul_ps(_mm512_sub_ps(u, set(row.ln)), to_powers));
             let slope = _mm512_mul_ps(p, _mm512_fmadd_ps(u, set(row.h), rest));
-            E::store(z.as_mut_ptr().add(at), mask, _mm512_mul_ps(slope, set(-row.by)));
+            E::store(
+                z.as_mut_ptr().add(at),
+                mask,
+                _mm512_mul_ps(slope, set(-row.by)),
+            );
         }
     }
     // the target's own, rounded once

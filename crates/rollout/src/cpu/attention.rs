@@ -60,7 +60,13 @@ pub fn store<E: Elem>(pool: &mut Pool, of: &Layer<E>, k: &[E], v: &[E]) {
 }
 
 /// Attention of a batch's rows, `q` and `out` `[rows, heads, d]`, after [`store`].
-pub fn attend<E: Number>(pool: &mut Pool, of: &Layer<E>, spec: &AttendSpec, q: &[E], out: &mut [E]) {
+pub fn attend<E: Number>(
+    pool: &mut Pool,
+    of: &Layer<E>,
+    spec: &AttendSpec,
+    q: &[E],
+    out: &mut [E],
+) {
     let Layer {
         memory,
         layer,

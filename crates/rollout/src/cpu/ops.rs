@@ -141,7 +141,13 @@ impl RowOps {
         });
     }
 
-    fn matrix<E: Number>(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) {
+    fn matrix<E: Number>(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        y: &mut Tensor,
+    ) {
         let mut pool = self.pool();
         let (x, y) = (elements::<E>(x), elements_mut::<E>(y));
         #[cfg(target_arch = "x86_64")]
