@@ -16,6 +16,6 @@ pub mod ops;
 pub mod softmax;
 pub mod spans;
 
-pub use ops::Fused;
+pub use ops::{Fused, input_gradient, weight_gradient};
 pub use softmax::Softmax;
 pub use spans::Spans;

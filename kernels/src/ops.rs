@@ -121,6 +121,26 @@ fn swiglu_on<E: Elem>(gate: &Tensor, up: &Tensor) -> Tensor {
     })
 }
 
+/// `dy w`: the gradient of a linear layer's input `[m, k]` from that of its output `[m, n]` and the
+/// weight `[n, k]`, without a graph.
+pub fn input_gradient(dy: &Tensor, weight: &Tensor) -> Tensor {
+    #[cfg(target_arch = "x86_64")]
+    if linear::fits(dy, weight, None) {
+        return linear::input_gradient(&dy.contiguous(), &weight.contiguous());
+    }
+    dy.matmul(weight)
+}
+
+/// `dy^T x`: the gradient of a linear layer's weight `[n, k]` from those of its output `[m, n]` and
+/// its input `[m, k]`, without a graph.
+pub fn weight_gradient(dy: &Tensor, x: &Tensor) -> Tensor {
+    #[cfg(target_arch = "x86_64")]
+    if linear::fits(dy, x, None) {
+        return linear::weight_gradient(&dy.contiguous(), &x.contiguous());
+    }
+    dy.tr().matmul(x)
+}
+
 #[cfg(target_arch = "x86_64")]
 mod linear {
     use super::*;
@@ -135,10 +155,11 @@ mod linear {
             && kernel_kind(&tensors) == Some(Kind::Float)
             && x.dim() == 2
             && x.size()[0] >= LEAST_ROWS
+            && x.numel() * weight.numel() > 0
     }
 
     pub fn run(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
-        let size = [weight.size()[0] as usize, weight.size()[1] as usize];
+        let size = size(weight);
         let (xs, ws) = (x.detach().contiguous(), weight.detach().contiguous());
         let bs = bias.map(|b| b.detach().contiguous());
         let mut y = Tensor::empty([xs.size()[0], ws.size()[0]], (Kind::Float, Device::Cpu));
@@ -148,21 +169,32 @@ mod linear {
         let wanted: Vec<bool> = inputs.iter().map(|t| t.requires_grad()).collect();
         record(&inputs, y, move |dy| {
             let dy = dy.contiguous();
-            let dx = wanted[0].then(|| {
-                let mut dx = empty(&xs);
-                gemm::input_gradient(read(&dy), read(&ws), size, write(&mut dx));
-                dx
-            });
-            let dw = wanted[1].then(|| {
-                let mut dw = empty(&ws);
-                gemm::weight_gradient(read(&dy), read(&xs), size, write(&mut dw));
-                dw
-            });
+            let dx = wanted[0].then(|| input_gradient(&dy, &ws));
+            let dw = wanted[1].then(|| weight_gradient(&dy, &xs));
             let db = wanted[2..].iter().map(|wanted| {
                 wanted.then(|| dy.sum_dim_intlist([0i64].as_slice(), false, Kind::Float))
             });
             [dx, dw].into_iter().chain(db).collect()
         })
+    }
+
+    pub fn input_gradient(dy: &Tensor, weight: &Tensor) -> Tensor {
+        let [n, k] = size(weight);
+        let mut dx = Tensor::empty([dy.size()[0], k as i64], (Kind::Float, Device::Cpu));
+        gemm::input_gradient(read(dy), read(weight), [n, k], write(&mut dx));
+        dx
+    }
+
+    pub fn weight_gradient(dy: &Tensor, x: &Tensor) -> Tensor {
+        let size = [dy.size()[1], x.size()[1]];
+        let mut dw = Tensor::empty(size, (Kind::Float, Device::Cpu));
+        let size = size.map(|n| n as usize);
+        gemm::weight_gradient(read(dy), read(x), size, write(&mut dw));
+        dw
+    }
+
+    fn size(weight: &Tensor) -> [usize; 2] {
+        [weight.size()[0] as usize, weight.size()[1] as usize]
     }
 }
 

@@ -56,7 +56,8 @@ mod avx512 {
     use tch::{Kind, Tensor};
 
     use crate::cpu::attention::{Family, Piece, Shape, backward, forward};
-    use crate::cpu::simd::{Lanes, available};
+    use crate::cpu::gemm::Cell;
+    use crate::cpu::simd::available;
     use crate::ops::{empty, kernel_kind, read, record, write};
 
     /// A layout as the kernel takes it.
@@ -88,12 +89,13 @@ mod avx512 {
             spec: &AttendSpec,
         ) -> Option<Tensor> {
             match kernel_kind(&[q, k, v])? {
-                Kind::BFloat16 => Some(self.attend_as::<bf16>(q, k, v, spec)),
-                _ => Some(self.attend_as::<f32>(q, k, v, spec)),
+                Kind::BFloat16 if bf16::available() => Some(self.attend_as::<bf16>(q, k, v, spec)),
+                Kind::Float => Some(self.attend_as::<f32>(q, k, v, spec)),
+                _ => None,
             }
         }
 
-        fn attend_as<E: Lanes>(
+        fn attend_as<E: Cell>(
             &self,
             q: &Tensor,
             k: &Tensor,

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! q, o, do, dq `[rows, heads, d]`, k, v `[key rows, kv_heads, d]`, dk, dv alike in f32, m and l as
-//! `stats` `[rows, heads, 2]` (m in powers of two, 1 / l). Arithmetic in f32, whatever the element.
+//! `stats` `[rows, heads, 2]` (m in powers of two, 1 / l). Sums in f32; of bf16, p and ds are rounded
+//! to bf16 before they are multiplied, as libtorch's attention does.
 //!
 //! Queries (rows times the heads that share a key head) stand in the lanes of registers, so that a
 //! softmax runs down the lanes and every product broadcasts keys or values as they lie. A job is
@@ -19,7 +20,7 @@ use std::arch::x86_64::*;
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::simd::f32s::product;
+use super::gemm::Cell;
 use super::simd::{Broadcast, Lanes, Rows, available, exp2, first, transpose};
 use super::{Lines, Shared, pieces};
 use crate::elem::LANES;
@@ -61,7 +62,7 @@ pub struct Shape {
 ///
 /// # Panics
 /// Without AVX-512, or if lengths or rows do not fit.
-pub fn forward<E: Lanes>(
+pub fn forward<E: Cell>(
     families: &[Family],
     shape: &Shape,
     [q, k, v]: [&[E]; 3],
@@ -80,7 +81,7 @@ pub fn forward<E: Lanes>(
             with_scratch(of.sizes(), |scratch| {
                 // SAFETY: `check` found AVX-512 and rows in range; rows have one piece.
                 unsafe {
-                    of.keys(k, v, &scratch);
+                    of.keys(k, v, v, &scratch);
                     of.chunks(|chunk| chunk.forward(q, o.pointer(), stats.pointer(), &scratch));
                 }
             });
@@ -93,7 +94,7 @@ pub fn forward<E: Lanes>(
 /// # Panics
 /// As [`forward`].
 #[allow(clippy::too_many_arguments)]
-pub fn backward<E: Lanes>(
+pub fn backward<E: Cell>(
     families: &[Family],
     shape: &Shape,
     [q, k, v]: [&[E]; 3],
@@ -117,7 +118,7 @@ pub fn backward<E: Lanes>(
             with_scratch(of.sizes(), |scratch| {
                 // SAFETY: as in `forward`; a family and head's gradients are this job's.
                 unsafe {
-                    of.keys(k, v, &scratch);
+                    of.keys(k, v, k, &scratch);
                     of.clear(&scratch);
                     of.chunks(|chunk| chunk.backward(&seen, dq.pointer(), &scratch));
                     of.give(dk.pointer(), dv.pointer(), &scratch);
@@ -177,31 +178,39 @@ thread_local! {
     static SCRATCH: RefCell<Lines> = const { RefCell::new(Lines::EMPTY) };
 }
 
-/// Memory of one job, all f32; `p` is d rounded up to registers, `w` a chunk's lanes.
+/// Memory of one job, in 32-bit cells; `p` is d rounded up to registers, `w` a chunk's lanes. An f32
+/// is a cell; two bf16 that follow one another in the dimension that is summed over are one.
 struct Scratch {
-    /// `[keys, p]`.
+    /// `[keys, p]` elements.
     k: *mut f32,
     v: *mut f32,
+    /// Of bf16 only: values, in backward keys, two by two, `[keys / 2, p]` cells.
+    pairs: *mut f32,
+    /// `[keys, p]` f32.
     dk: *mut f32,
     dv: *mut f32,
-    /// Queries times scale in powers of two, `[p, w]`.
+    /// Queries, `[p, w]` elements, two of p to a cell.
     q_lanes: *mut f32,
-    /// Gradient of the output, `[p, w]`.
+    /// Gradient of the output, as `q_lanes`.
     do_lanes: *mut f32,
-    /// Output, or gradient of the queries, `[p, w]`.
+    /// Output, or gradient of the queries, `[p, w]` f32.
     o_lanes: *mut f32,
-    /// Queries times scale, `[w, p]`.
+    /// Queries, `[w, p]` elements, two of w to a cell.
     q: *mut f32,
-    /// Gradient of the output, `[w, p]`.
+    /// Gradient of the output, as `q`.
     d_o: *mut f32,
-    /// Scores, then probabilities, `[KEYS, w]`.
+    /// Scores `[KEYS, w]` f32; then probabilities, in forward two of KEYS to a cell.
     s: *mut f32,
-    /// Gradients of probabilities, then of scores, `[KEYS, w]`.
+    /// Probabilities in backward, two of w to a cell; those of f32 are in `s`.
+    p_rows: *mut f32,
+    /// Gradients of probabilities `[KEYS, w]` f32; then of scores, two of KEYS to a cell.
     ds: *mut f32,
+    /// Gradients of scores, two of w to a cell; those of f32 are in `ds`.
+    ds_rows: *mut f32,
 }
 
 /// Calls `work` with memory of these sizes, each on cache lines of its own.
-fn with_scratch(sizes: [usize; 11], work: impl FnOnce(Scratch)) {
+fn with_scratch(sizes: [usize; 14], work: impl FnOnce(Scratch)) {
     SCRATCH.with_borrow_mut(|memory| {
         let sizes = sizes.map(|n| n.next_multiple_of(LANES));
         memory.fit(sizes.iter().sum());
@@ -211,10 +220,10 @@ fn with_scratch(sizes: [usize; 11], work: impl FnOnce(Scratch)) {
             at = at.wrapping_add(n);
             part
         });
-        let [k, v, dk, dv, q_lanes, do_lanes, o_lanes, q, d_o, s, ds] = parts;
-        work(Scratch {
+        let [
             k,
             v,
+            pairs,
             dk,
             dv,
             q_lanes,
@@ -223,7 +232,25 @@ fn with_scratch(sizes: [usize; 11], work: impl FnOnce(Scratch)) {
             q,
             d_o,
             s,
+            p_rows,
             ds,
+            ds_rows,
+        ] = parts;
+        work(Scratch {
+            k,
+            v,
+            pairs,
+            dk,
+            dv,
+            q_lanes,
+            do_lanes,
+            o_lanes,
+            q,
+            d_o,
+            s,
+            p_rows,
+            ds,
+            ds_rows,
         });
     });
 }
@@ -250,11 +277,13 @@ impl<'a> Job<'a> {
         }
     }
 
-    fn sizes(&self) -> [usize; 11] {
+    fn sizes(&self) -> [usize; 14] {
         let (keys, lanes) = (self.piece.count() * self.p, QUERIES * self.p);
+        let pairs = self.piece.count().div_ceil(2) * self.p;
         let scores = KEYS * QUERIES;
         [
-            keys, keys, keys, keys, lanes, lanes, lanes, lanes, lanes, scores, scores,
+            keys, keys, pairs, keys, keys, lanes, lanes, lanes, lanes, lanes, scores, scores,
+            scores, scores,
         ]
     }
 
@@ -274,21 +303,29 @@ impl<'a> Job<'a> {
         row * self.shape.heads + self.head * self.group + l % self.group
     }
 
-    /// Copies keys and values to the scratch.
+    /// Copies keys and values to the scratch, and pairs of `paired` of them.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn keys<E: Lanes>(&self, k: &[E], v: &[E], scratch: &Scratch) {
+    unsafe fn keys<E: Cell>(&self, k: &[E], v: &[E], paired: &[E], scratch: &Scratch) {
+        let p = self.p;
         for j in 0..self.piece.count() {
             let from = self.key(j);
-            for c in (0..self.p).step_by(LANES) {
+            for c in (0..p).step_by(LANES) {
                 let mask = first(self.shape.d - c);
                 // SAFETY: the row was checked; the mask ends with the head.
                 unsafe {
-                    let (key, value) = (
-                        E::load(k.as_ptr().add(from + c), mask),
-                        E::load(v.as_ptr().add(from + c), mask),
-                    );
-                    _mm512_store_ps(scratch.k.add(j * self.p + c), key);
-                    _mm512_store_ps(scratch.v.add(j * self.p + c), value);
+                    for (x, to) in [(k, scratch.k), (v, scratch.v)] {
+                        let x = E::load(x.as_ptr().add(from + c), mask);
+                        E::store(to.cast::<E>().add(j * p + c), !0, x);
+                    }
+                    if E::PER == 2 && j % 2 == 0 {
+                        let x = paired.as_ptr();
+                        let low = E::load(x.add(from + c), mask);
+                        let high = match j + 1 < self.piece.count() {
+                            true => E::load(x.add(self.key(j + 1) + c), mask),
+                            false => _mm512_setzero_ps(),
+                        };
+                        put(scratch.pairs.add(j / 2 * p + c), low, high);
+                    }
                 }
             }
         }
@@ -311,14 +348,15 @@ impl<'a> Job<'a> {
             let to = self.key(j);
             for c in (0..self.p).step_by(LANES) {
                 let mask = first(self.shape.d - c);
-                for (to, from) in [
-                    (dk.wrapping_add(to + c), scratch.dk),
-                    (dv.wrapping_add(to + c), scratch.dv),
+                for (to, from, by) in [
+                    (dk.wrapping_add(to + c), scratch.dk, self.shape.scale),
+                    (dv.wrapping_add(to + c), scratch.dv, 1.0),
                 ] {
+                    let by = _mm512_set1_ps(by);
                     // SAFETY: the row was checked; the mask ends with the head.
                     unsafe {
                         let more = _mm512_load_ps(from.add(j * self.p + c));
-                        f32::store(to, mask, _mm512_add_ps(f32::load(to, mask), more));
+                        f32::store(to, mask, _mm512_fmadd_ps(more, by, f32::load(to, mask)));
                     }
                 }
             }
@@ -341,10 +379,11 @@ impl<'a> Job<'a> {
                 width: vectors * LANES,
                 least,
                 most,
+                // even, as keys go by twos
                 first_key: self
                     .shape
                     .window
-                    .map_or(0, |w| (least + 1).saturating_sub(w)),
+                    .map_or(0, |w| (least + 1).saturating_sub(w) / 2 * 2),
                 // lanes beyond the last query do as the last one does
                 positions: std::array::from_fn(|l| position(from + l.min(count - 1)) as i32),
             });
@@ -371,7 +410,7 @@ struct Chunk<'a> {
     /// Last key that the first lane sees, and that the last one does.
     least: usize,
     most: usize,
-    /// First key that any lane sees.
+    /// First key that any lane sees, or the one before it.
     first_key: usize,
     positions: [i32; QUERIES],
 }
@@ -404,37 +443,41 @@ impl Chunk<'_> {
         }
     }
 
-    /// Copies rows (`[.., d]`, by [`Job::lane`]) to lanes `[p, width]`, times `by`, and, if wanted,
-    /// to rows `[width, p]`, times that factor.
+    /// Copies rows (`[.., d]`, by [`Job::lane`]) to lanes `[p, width]` of cells over p and, if wanted,
+    /// to rows `[width, p]` of cells over the rows.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn pack<E: Lanes>(
-        &self,
-        x: &[E],
-        by: f32,
-        lanes: *mut f32,
-        rows: Option<(*mut f32, f32)>,
-    ) {
+    unsafe fn pack<E: Cell>(&self, x: &[E], lanes: *mut f32, rows: Option<*mut f32>) {
         let (d, p) = (self.of.shape.d, self.of.p);
+        let depth = p / E::PER;
         for l in (0..self.width).step_by(LANES) {
-            for c in (0..p).step_by(LANES) {
-                let mut m = [_mm512_setzero_ps(); LANES];
-                let here = (self.count - l).min(LANES);
-                // SAFETY: rows were checked, masks end with the head; the scratch has the room.
-                unsafe {
-                    for (r, row) in m.iter_mut().enumerate().take(here) {
-                        let from = self.of.lane(self.from + l + r) * d + c;
-                        *row = E::load(x.as_ptr().add(from), first(d - c));
-                    }
-                    if let Some((to, by)) = rows {
-                        for (r, row) in m.iter().enumerate() {
-                            let row = _mm512_mul_ps(*row, _mm512_set1_ps(by));
-                            _mm512_store_ps(to.add((l + r) * p + c), row);
-                        }
+            let here = (self.count - l).min(LANES);
+            let row = |r: usize| self.of.lane(self.from + l + r) * d;
+            // SAFETY: rows were checked, masks end with the head; the scratch has the room.
+            unsafe {
+                for c in (0..depth).step_by(LANES) {
+                    let mut m = [_mm512_setzero_ps(); LANES];
+                    for (r, m) in m.iter_mut().enumerate().take(here) {
+                        *m = E::cells(x.as_ptr().add(row(r) + c * E::PER), d - c * E::PER);
                     }
                     transpose(&mut m);
-                    for (i, column) in m.iter().enumerate() {
-                        let column = _mm512_mul_ps(*column, _mm512_set1_ps(by));
-                        _mm512_store_ps(lanes.add((c + i) * self.width + l), column);
+                    for (i, column) in m.iter().enumerate().take(depth - c) {
+                        _mm512_store_ps(lanes.add((c + i) * self.width + l), *column);
+                    }
+                }
+                let Some(to) = rows else { continue };
+                for c in (0..p).step_by(LANES) {
+                    for r in (0..LANES).step_by(E::PER) {
+                        let to = to.add((l + r) / E::PER * p + c);
+                        let mut both = [_mm512_setzero_ps(); 2];
+                        for (i, both) in both.iter_mut().enumerate().take(E::PER) {
+                            if r + i < here {
+                                *both = E::load(x.as_ptr().add(row(r + i) + c), first(d - c));
+                            }
+                        }
+                        match E::PER {
+                            2 => put(to, both[0], both[1]),
+                            _ => _mm512_store_ps(to, both[0]),
+                        }
                     }
                 }
             }
@@ -467,24 +510,23 @@ impl Chunk<'_> {
 
     /// Output and statistics of these queries.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn forward<E: Lanes>(&self, q: &[E], o: *mut E, stats: *mut f32, scratch: &Scratch) {
-        let by = self.of.shape.scale * std::f32::consts::LOG2_E;
+    unsafe fn forward<E: Cell>(&self, q: &[E], o: *mut E, stats: *mut f32, scratch: &Scratch) {
         let mut running = Running {
             max: [_mm512_set1_ps(LOW); 4],
             sum: [_mm512_setzero_ps(); 4],
         };
         // SAFETY: the scratch was made for this job; rows were checked.
         unsafe {
-            self.pack(q, by, scratch.q_lanes, None);
+            self.pack(q, scratch.q_lanes, None);
             self.blocks(|at, keys| {
-                self.scores(scratch.k, at, keys, scratch.q_lanes, scratch.s);
+                self.scores::<E>(scratch.k, at, keys, scratch.q_lanes, scratch.s);
                 match self.vectors {
-                    4 => self.softmax::<4>(at, keys, &mut running, scratch),
-                    3 => self.softmax::<3>(at, keys, &mut running, scratch),
-                    2 => self.softmax::<2>(at, keys, &mut running, scratch),
-                    _ => self.softmax::<1>(at, keys, &mut running, scratch),
+                    4 => self.softmax::<E, 4>(at, keys, &mut running, scratch),
+                    3 => self.softmax::<E, 3>(at, keys, &mut running, scratch),
+                    2 => self.softmax::<E, 2>(at, keys, &mut running, scratch),
+                    _ => self.softmax::<E, 1>(at, keys, &mut running, scratch),
                 }
-                self.weigh(scratch.v, at, keys, scratch.s, scratch.o_lanes);
+                self.weigh::<E>(scratch.v, at, keys, scratch.s, scratch);
             });
             let one = _mm512_set1_ps(1.0);
             let inverse = running.sum.map(|sum| _mm512_div_ps(one, sum));
@@ -505,7 +547,7 @@ impl Chunk<'_> {
     /// `to[key][lane] = sum over c of keys[key][c] * lanes[c][lane]`.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn scores(
+    unsafe fn scores<E: Cell>(
         &self,
         from: *const f32,
         at: usize,
@@ -513,7 +555,7 @@ impl Chunk<'_> {
         lanes: *const f32,
         to: *mut f32,
     ) {
-        let (d, p, width) = (self.of.shape.d, self.of.p, self.width);
+        let (depth, p) = (self.of.shape.d.div_ceil(E::PER), self.of.p / E::PER);
         // SAFETY: keys of the job, lanes of the chunk.
         unsafe {
             let a = Broadcast {
@@ -523,52 +565,89 @@ impl Chunk<'_> {
             };
             let b = Rows {
                 at: lanes,
-                stride: width,
+                stride: self.width,
             };
             let c = Rows {
                 at: to,
-                stride: width,
+                stride: self.width,
             };
-            product(keys, self.vectors, d, a, b, c, false);
+            E::product(keys, self.vectors, depth, a, b, c, false);
         }
     }
 
-    /// `to[c][lane] (+)= sum over keys of values[key][c] * weights[key][lane]`; sets at the first
-    /// block.
+    /// `o_lanes[c][lane] (+)= sum over keys of values[key][c] * weights[key][lane]`; sets at the
+    /// first block. `from` are values of f32; those of bf16 are the pairs.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn weigh(
+    unsafe fn weigh<E: Cell>(
         &self,
         from: *const f32,
         at: usize,
         keys: usize,
         weights: *const f32,
-        to: *mut f32,
+        scratch: &Scratch,
     ) {
-        let (d, p, width) = (self.of.shape.d, self.of.p, self.width);
-        // SAFETY: as in `scores`.
+        let (d, p) = (self.of.shape.d, self.of.p);
+        let from = match E::PER {
+            2 => scratch.pairs.cast_const(),
+            _ => from,
+        };
+        // SAFETY: as in `scores`; blocks begin at even keys.
         unsafe {
             let a = Broadcast {
-                at: from.add(at * p),
+                at: from.add(at / E::PER * p),
                 by_n: 1,
                 by_i: p,
             };
             let b = Rows {
                 at: weights,
-                stride: width,
+                stride: self.width,
             };
             let c = Rows {
-                at: to,
-                stride: width,
+                at: scratch.o_lanes,
+                stride: self.width,
             };
-            product(d, self.vectors, keys, a, b, c, at != self.first_key);
+            let depth = keys.div_ceil(E::PER);
+            E::product(d, self.vectors, depth, a, b, c, at != self.first_key);
+        }
+    }
+
+    /// `to[key][c] += sum over lanes of weights[key][lane] * rows[lane][c]`.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn collect<E: Cell>(
+        &self,
+        weights: *const f32,
+        at: usize,
+        keys: usize,
+        rows: *const f32,
+        to: *mut f32,
+    ) {
+        let p = self.of.p;
+        // SAFETY: as in `scores`.
+        unsafe {
+            let a = Broadcast {
+                at: weights,
+                by_n: self.width / E::PER,
+                by_i: 1,
+            };
+            let b = Rows {
+                at: rows,
+                stride: p,
+            };
+            let c = Rows {
+                at: to.add(at * p),
+                stride: p,
+            };
+            let depth = self.count.div_ceil(E::PER);
+            E::product(keys, p / LANES, depth, a, b, c, true);
         }
     }
 
     /// Turns a block's scores into weights relative to the maxima so far, and what was summed
     /// before along with them.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn softmax<const V: usize>(
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn softmax<E: Cell, const V: usize>(
         &self,
         at: usize,
         keys: usize,
@@ -576,10 +655,11 @@ impl Chunk<'_> {
         scratch: &Scratch,
     ) {
         let edge = self.is_edge(at, keys);
+        let by = _mm512_set1_ps(self.of.shape.scale * std::f32::consts::LOG2_E);
         let s = |j: usize, v: usize| scratch.s.wrapping_add(j * self.width + v * LANES);
         // SAFETY: inside the block.
         unsafe {
-            let mut max: [__m512; V] = std::array::from_fn(|v| running.max[v]);
+            let mut max = [_mm512_set1_ps(LOW); V];
             for j in 0..keys {
                 for (v, max) in max.iter_mut().enumerate() {
                     let mut x = _mm512_load_ps(s(j, v));
@@ -589,15 +669,26 @@ impl Chunk<'_> {
                     *max = _mm512_max_ps(*max, x);
                 }
             }
+            for (v, max) in max.iter_mut().enumerate() {
+                *max = _mm512_max_ps(running.max[v], _mm512_mul_ps(*max, by));
+            }
             let mut sum = [_mm512_setzero_ps(); V];
-            for j in 0..keys {
+            for j in (0..keys).step_by(E::PER) {
                 for v in 0..V {
-                    let mut x = exp2(_mm512_sub_ps(_mm512_load_ps(s(j, v)), max[v]));
-                    if edge {
-                        x = _mm512_maskz_mov_ps(self.sees(v, at + j), x);
+                    let mut both = [_mm512_setzero_ps(); 2];
+                    for (i, both) in both.iter_mut().enumerate().take(E::PER.min(keys - j)) {
+                        let x = _mm512_fmsub_ps(_mm512_load_ps(s(j + i, v)), by, max[v]);
+                        *both = exp2(x);
+                        if edge {
+                            *both = _mm512_maskz_mov_ps(self.sees(v, at + j + i), *both);
+                        }
+                        sum[v] = _mm512_add_ps(sum[v], *both);
                     }
-                    sum[v] = _mm512_add_ps(sum[v], x);
-                    _mm512_store_ps(s(j, v), x);
+                    match E::PER {
+                        // where scores were that have been read
+                        2 => put(s(j / 2, v), rounded(both[0]), rounded(both[1])),
+                        _ => _mm512_store_ps(s(j, v), both[0]),
+                    }
                 }
             }
             if at == self.first_key {
@@ -620,82 +711,75 @@ impl Chunk<'_> {
 
     /// Gradients of these queries, and their share of the keys' and values' in the scratch.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
-    unsafe fn backward<E: Lanes>(&self, seen: &Seen<E>, dq: *mut E, scratch: &Scratch) {
-        let (shape, p) = (self.of.shape, self.of.p);
-        let by = shape.scale * std::f32::consts::LOG2_E;
+    unsafe fn backward<E: Cell>(&self, seen: &Seen<E>, dq: *mut E, scratch: &Scratch) {
+        let (p_rows, ds_rows) = match E::PER {
+            2 => (scratch.p_rows, scratch.ds_rows),
+            _ => (scratch.s, scratch.ds),
+        };
         // SAFETY: the scratch was made for this job; rows were checked.
         unsafe {
-            self.pack(seen.q, by, scratch.q_lanes, Some((scratch.q, shape.scale)));
-            self.pack(seen.d_o, 1.0, scratch.do_lanes, Some((scratch.d_o, 1.0)));
-            self.pack(seen.o, 1.0, scratch.o_lanes, None);
-            let known = self.known(seen.stats, scratch);
+            self.pack(seen.q, scratch.q_lanes, Some(scratch.q));
+            self.pack(seen.d_o, scratch.do_lanes, Some(scratch.d_o));
+            let known = self.known(seen);
             self.blocks(|at, keys| {
-                self.scores(scratch.k, at, keys, scratch.q_lanes, scratch.s);
-                self.scores(scratch.v, at, keys, scratch.do_lanes, scratch.ds);
+                self.scores::<E>(scratch.k, at, keys, scratch.q_lanes, scratch.s);
+                self.scores::<E>(scratch.v, at, keys, scratch.do_lanes, scratch.ds);
                 match self.vectors {
-                    4 => self.slopes::<4>(at, keys, &known, scratch),
-                    3 => self.slopes::<3>(at, keys, &known, scratch),
-                    2 => self.slopes::<2>(at, keys, &known, scratch),
-                    _ => self.slopes::<1>(at, keys, &known, scratch),
+                    4 => self.slopes::<E, 4>(at, keys, &known, scratch),
+                    3 => self.slopes::<E, 3>(at, keys, &known, scratch),
+                    2 => self.slopes::<E, 2>(at, keys, &known, scratch),
+                    _ => self.slopes::<E, 1>(at, keys, &known, scratch),
                 }
-                let sum = |weights: *const f32, rows: *const f32, to: *mut f32| {
-                    let a = Broadcast {
-                        at: weights,
-                        by_n: self.width,
-                        by_i: 1,
-                    };
-                    let b = Rows {
-                        at: rows,
-                        stride: p,
-                    };
-                    let c = Rows {
-                        at: to.add(at * p),
-                        stride: p,
-                    };
-                    product(keys, p / LANES, self.count, a, b, c, true);
-                };
-                sum(scratch.s, scratch.d_o, scratch.dv);
-                sum(scratch.ds, scratch.q, scratch.dk);
-                self.weigh(scratch.k, at, keys, scratch.ds, scratch.o_lanes);
+                self.collect::<E>(p_rows, at, keys, scratch.d_o, scratch.dv);
+                self.collect::<E>(ds_rows, at, keys, scratch.q, scratch.dk);
+                self.weigh::<E>(scratch.k, at, keys, scratch.ds, scratch);
             });
-            self.unpack(scratch.o_lanes, &[_mm512_set1_ps(shape.scale); 4], dq);
+            let by = _mm512_set1_ps(self.of.shape.scale);
+            self.unpack(scratch.o_lanes, &[by; 4], dq);
         }
     }
 
-    /// What forward found out about each lane, and `do o`, from the lanes in the scratch.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn known(&self, stats: &[f32], scratch: &Scratch) -> Known {
-        let mut known = Known {
-            max: [_mm512_setzero_ps(); 4],
-            inverse: [_mm512_setzero_ps(); 4],
-            product: [_mm512_setzero_ps(); 4],
-        };
-        let (mut max, mut inverse) = ([0f32; QUERIES], [0f32; QUERIES]);
+    /// What forward found out about each lane, and `do o`.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn known<E: Cell>(&self, seen: &Seen<E>) -> Known {
+        let d = self.of.shape.d;
+        let mut of = [[0f32; QUERIES]; 3];
         for l in 0..self.count {
-            let from = 2 * self.of.lane(self.from + l);
-            (max[l], inverse[l]) = (stats[from], stats[from + 1]);
+            let row = self.of.lane(self.from + l);
+            let mut sum = _mm512_setzero_ps();
+            for c in (0..d).step_by(LANES) {
+                let mask = first(d - c);
+                // SAFETY: rows were checked, masks end with the head.
+                let (o, d_o) = unsafe {
+                    (
+                        E::load(seen.o.as_ptr().add(row * d + c), mask),
+                        E::load(seen.d_o.as_ptr().add(row * d + c), mask),
+                    )
+                };
+                sum = _mm512_fmadd_ps(o, d_o, sum);
+            }
+            of[0][l] = seen.stats[2 * row];
+            of[1][l] = seen.stats[2 * row + 1];
+            of[2][l] = _mm512_reduce_add_ps(sum);
         }
-        for v in 0..self.vectors {
-            // SAFETY: inside the arrays and the scratch.
-            unsafe {
-                known.max[v] = _mm512_loadu_ps(max.as_ptr().add(v * LANES));
-                known.inverse[v] = _mm512_loadu_ps(inverse.as_ptr().add(v * LANES));
-                for c in 0..self.of.shape.d {
-                    let at = c * self.width + v * LANES;
-                    let (o, d_o) = (
-                        _mm512_load_ps(scratch.o_lanes.add(at)),
-                        _mm512_load_ps(scratch.do_lanes.add(at)),
-                    );
-                    known.product[v] = _mm512_fmadd_ps(o, d_o, known.product[v]);
-                }
+        let mut lanes = [[_mm512_setzero_ps(); 4]; 3];
+        for (lanes, of) in lanes.iter_mut().zip(&of) {
+            for (v, lanes) in lanes.iter_mut().enumerate() {
+                // SAFETY: four registers.
+                *lanes = unsafe { _mm512_loadu_ps(of.as_ptr().add(v * LANES)) };
             }
         }
-        known
+        let [max, inverse, product] = lanes;
+        Known {
+            max,
+            inverse,
+            product,
+        }
     }
 
     /// Scores to probabilities, gradients of probabilities to those of scores.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn slopes<const V: usize>(
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
+    unsafe fn slopes<E: Cell, const V: usize>(
         &self,
         at: usize,
         keys: usize,
@@ -703,24 +787,68 @@ impl Chunk<'_> {
         scratch: &Scratch,
     ) {
         let edge = self.is_edge(at, keys);
-        for j in 0..keys {
+        let by = _mm512_set1_ps(self.of.shape.scale * std::f32::consts::LOG2_E);
+        let here = |j: usize, v: usize| j * self.width + v * LANES;
+        for j in (0..keys).step_by(E::PER) {
             for v in 0..V {
-                let here = j * self.width + v * LANES;
-                // SAFETY: inside the block.
-                unsafe {
-                    let (s, ds) = (scratch.s.add(here), scratch.ds.add(here));
-                    let mut p = exp2(_mm512_sub_ps(_mm512_load_ps(s), known.max[v]));
-                    p = _mm512_mul_ps(p, known.inverse[v]);
-                    if edge {
-                        p = _mm512_maskz_mov_ps(self.sees(v, at + j), p);
+                let mut both = [_mm512_setzero_ps(); 2];
+                for (i, both) in both.iter_mut().enumerate().take(E::PER.min(keys - j)) {
+                    let at_lane = here(j + i, v);
+                    // SAFETY: inside the block; rows of two to a cell lie in rows of one.
+                    unsafe {
+                        let (s, ds) = (scratch.s.add(at_lane), scratch.ds.add(at_lane));
+                        let mut p = exp2(_mm512_fmsub_ps(_mm512_load_ps(s), by, known.max[v]));
+                        p = _mm512_mul_ps(p, known.inverse[v]);
+                        if edge {
+                            p = _mm512_maskz_mov_ps(self.sees(v, at + j + i), p);
+                        }
+                        let slope = _mm512_sub_ps(_mm512_load_ps(ds), known.product[v]);
+                        *both = _mm512_mul_ps(p, slope);
+                        match E::PER {
+                            2 => {
+                                E::store(scratch.p_rows.cast::<E>().add(at_lane), !0, p);
+                                E::store(scratch.ds_rows.cast::<E>().add(at_lane), !0, *both);
+                            }
+                            _ => {
+                                _mm512_store_ps(s, p);
+                                _mm512_store_ps(ds, *both);
+                            }
+                        }
                     }
-                    let slope = _mm512_sub_ps(_mm512_load_ps(ds), known.product[v]);
-                    _mm512_store_ps(s, p);
-                    _mm512_store_ps(ds, _mm512_mul_ps(p, slope));
+                }
+                if E::PER == 2 {
+                    // SAFETY: inside the block, where gradients were that have been read.
+                    unsafe {
+                        let to = scratch.ds.add(here(j / 2, v));
+                        put(to, rounded(both[0]), rounded(both[1]));
+                    }
                 }
             }
         }
     }
+}
+
+/// The nearest bf16, with whatever behind its bits.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn rounded(x: __m512) -> __m512 {
+    let bits = _mm512_castps_si512(x);
+    let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+    let up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+    _mm512_castsi512_ps(_mm512_add_epi32(bits, up))
+}
+
+/// Stores cells of two bf16, the upper halves of `low` and `high`.
+///
+/// # Safety
+/// AVX-512; a register's room at `to`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn put(to: *mut f32, low: __m512, high: __m512) {
+    let low = _mm512_srli_epi32::<16>(_mm512_castps_si512(low));
+    let cells = _mm512_mask_mov_epi16(low, 0xaaaa_aaaa, _mm512_castps_si512(high));
+    // SAFETY: by the contract above.
+    unsafe { _mm512_storeu_si512(to.cast(), cells) }
 }
 
 /// Maxima (in powers of two) and sums of the lanes so far.

@@ -51,6 +51,11 @@ pub trait Cell: Lanes {
     const PER: usize;
     /// Whether this machine multiplies them.
     fn available() -> bool;
+    /// Up to 16 cells of the first `n` elements, zeros beyond.
+    ///
+    /// # Safety
+    /// AVX-512; `n` elements, or 16 cells of them, are readable at `at`.
+    unsafe fn cells(at: *const Self, n: usize) -> __m512;
     /// As [`simd::f32s::product`].
     ///
     /// # Safety
@@ -72,6 +77,12 @@ impl Cell for f32 {
     fn available() -> bool {
         available()
     }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn cells(at: *const f32, n: usize) -> __m512 {
+        // SAFETY: masked to what may be read.
+        unsafe { _mm512_maskz_loadu_ps(first(n), at) }
+    }
     #[inline(always)]
     unsafe fn product(
         count: usize,
@@ -91,6 +102,13 @@ impl Cell for bf16 {
     const PER: usize = 2;
     fn available() -> bool {
         isa() >= Isa::Avx512Bf16
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn cells(at: *const bf16, n: usize) -> __m512 {
+        let mask = if n >= 32 { !0 } else { (1u32 << n) - 1 };
+        // SAFETY: masked to what may be read.
+        _mm512_castsi512_ps(unsafe { _mm512_maskz_loadu_epi16(mask, at.cast()) })
     }
     #[inline(always)]
     unsafe fn product(
