@@ -51,8 +51,13 @@ impl Ops for Fused {
         Libtorch.linear(x, weight, bias)
     }
 
-    fn packed(&self, layout: &Layout, device: Device) -> Result<Box<dyn Attend>, Error> {
-        Ok(Box::new(Spans::new(layout, device)?))
+    fn packed(
+        &self,
+        layout: &Layout,
+        rows: usize,
+        device: Device,
+    ) -> Result<Box<dyn Attend>, Error> {
+        Ok(Box::new(Spans::new(layout, rows, device)?))
     }
 }
 

@@ -13,15 +13,15 @@ pub struct Spans {
 }
 
 impl Spans {
-    /// For the rows of a layout on a device.
+    /// For a layout's rows on a device and the padding after them, `rows` in all.
     ///
     /// # Errors
-    /// A layout that breaks its rules.
-    pub fn new(layout: &Layout, device: Device) -> Result<Self, Error> {
+    /// A layout that breaks its rules or has more rows.
+    pub fn new(layout: &Layout, rows: usize, device: Device) -> Result<Self, Error> {
         Ok(Self {
-            other: Packed::new(layout, device)?,
+            other: Packed::padded(layout, rows, device)?,
             #[cfg(target_arch = "x86_64")]
-            kernel: avx512::Kernel::new(layout),
+            kernel: avx512::Kernel::new(layout, rows),
         })
     }
 }
@@ -71,12 +71,12 @@ mod avx512 {
 
     impl Kernel {
         /// For a layout that has been checked; `None` where the kernel does not run.
-        pub fn new(layout: &Layout) -> Option<Self> {
+        pub fn new(layout: &Layout, rows: usize) -> Option<Self> {
             let covered: usize = layout.spans.iter().map(|s| s.len).sum();
             available().then(|| Self {
                 families: Rc::new(families(layout)),
-                rows: layout.rows(),
-                uncovered: covered < layout.rows(),
+                rows,
+                uncovered: covered < rows,
             })
         }
 

@@ -16,6 +16,10 @@ fn distance(a: &Tensor, b: &Tensor) -> f64 {
     (a - &b).norm().double_value(&[]) / b.norm().double_value(&[]).max(1e-30)
 }
 
+fn spans(layout: &Layout) -> Spans {
+    Spans::new(layout, layout.rows(), Device::Cpu).unwrap()
+}
+
 fn layouts() -> Vec<(&'static str, Layout)> {
     let mut group = Layout::sequences(&[3]);
     for (prompt, branches) in [(17, &[4, 1, 66][..]), (5, &[9, 0, 30])] {
@@ -77,7 +81,7 @@ fn values_and_gradients_are_those_of_libtorch_in_f64() {
                         window,
                     };
                     let rows = layout.rows() as i64;
-                    let spans = Spans::new(&layout, Device::Cpu).unwrap();
+                    let spans = spans(&layout);
                     let packed = Packed::new(&layout, Device::Cpu).unwrap();
                     let got = run(&spans, shape, rows, &spec, [kind, kind]);
                     let want = run(&packed, shape, rows, &spec, [kind, Kind::Double]);
@@ -96,7 +100,7 @@ fn values_and_gradients_are_those_of_libtorch_in_f64() {
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     let layout = Layout::sequences(&[70, 130, 64, 1, 90]);
-    let spans = Spans::new(&layout, Device::Cpu).unwrap();
+    let spans = spans(&layout);
     let spec = AttendSpec {
         scale: 0.2,
         window: None,
@@ -122,7 +126,7 @@ fn a_sequence_has_the_same_bits_in_any_company() {
         let layout = Layout::sequences(lengths);
         let rows = layout.rows() as i64;
         let (q, k) = (values(rows, 4), values(rows, 2));
-        let spans = Spans::new(&layout, Device::Cpu).unwrap();
+        let spans = spans(&layout);
         spans.attend(0, &q, &k, &k, &spec).narrow(0, 0, 70)
     };
     assert!(run(&[70]).equal(&run(&[70, 3, 200])));
@@ -131,7 +135,7 @@ fn a_sequence_has_the_same_bits_in_any_company() {
 #[test]
 fn what_is_no_number_shows() {
     let layout = Layout::sequences(&[9]);
-    let spans = Spans::new(&layout, Device::Cpu).unwrap();
+    let spans = spans(&layout);
     let spec = AttendSpec {
         scale: 1.0,
         window: None,
@@ -145,4 +149,20 @@ fn what_is_no_number_shows() {
             "input {part}"
         );
     }
+}
+
+#[test]
+fn padding_after_the_rows_gives_zeros() {
+    let layout = Layout::sequences(&[5]);
+    let spec = AttendSpec {
+        scale: 1.0,
+        window: None,
+    };
+    let x = wave(&[8, 1, 4], 0.37).to_kind(Kind::Float);
+    let padded = Spans::new(&layout, 8, Device::Cpu).unwrap();
+    let out = padded.attend(0, &x, &x, &x, &spec);
+    assert_eq!(out.narrow(0, 5, 3).abs().max().double_value(&[]), 0.0);
+    let own = x.narrow(0, 0, 5);
+    let alone = spans(&layout).attend(0, &own, &own, &own, &spec);
+    assert!(out.narrow(0, 0, 5).equal(&alone));
 }
