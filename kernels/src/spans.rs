@@ -56,8 +56,7 @@ mod avx512 {
     use tch::{Kind, Tensor};
 
     use crate::cpu::attention::{Family, Piece, Shape, backward, forward};
-    use crate::cpu::gemm::Cell;
-    use crate::cpu::simd::available;
+    use crate::cpu::simd::{Cell, available};
     use crate::ops::{empty, kernel_kind, read, record, write};
 
     /// A layout as the kernel takes it.

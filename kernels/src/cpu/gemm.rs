@@ -18,12 +18,10 @@ use std::cell::RefCell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use half::bf16;
-
 use super::simd::f32s::product;
-use super::simd::{self, Broadcast, Lanes, Rows, available, first, transpose};
+use super::simd::{Broadcast, Cell, Rows, available, first, transpose};
 use super::{Lines, Shared, pieces};
-use crate::elem::{Isa, LANES, isa};
+use crate::elem::LANES;
 
 /// Columns of a panel: four registers.
 const PANEL: usize = 4 * LANES;
@@ -44,86 +42,6 @@ const AHEAD: usize = 6;
 /// the second-level cache.
 const DY_COLUMNS: usize = 192;
 const X_COLUMNS: usize = 4 * PANEL;
-
-/// Elements that stand in 32-bit cells, one or two that follow one another.
-pub trait Cell: Lanes {
-    /// Elements of a cell.
-    const PER: usize;
-    /// Whether this machine multiplies them.
-    fn available() -> bool;
-    /// Up to 16 cells of the first `n` elements, zeros beyond.
-    ///
-    /// # Safety
-    /// AVX-512; `n` elements, or 16 cells of them, are readable at `at`.
-    unsafe fn cells(at: *const Self, n: usize) -> __m512;
-    /// As [`simd::f32s::product`].
-    ///
-    /// # Safety
-    /// As there.
-    #[allow(clippy::too_many_arguments)]
-    unsafe fn product(
-        count: usize,
-        vectors: usize,
-        depth: usize,
-        a: Broadcast,
-        b: Rows<*const f32>,
-        c: Rows<*mut f32>,
-        add: bool,
-    );
-}
-
-impl Cell for f32 {
-    const PER: usize = 1;
-    fn available() -> bool {
-        available()
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn cells(at: *const f32, n: usize) -> __m512 {
-        // SAFETY: masked to what may be read.
-        unsafe { _mm512_maskz_loadu_ps(first(n), at) }
-    }
-    #[inline(always)]
-    unsafe fn product(
-        count: usize,
-        vectors: usize,
-        depth: usize,
-        a: Broadcast,
-        b: Rows<*const f32>,
-        c: Rows<*mut f32>,
-        add: bool,
-    ) {
-        // SAFETY: as the caller promises.
-        unsafe { simd::f32s::product(count, vectors, depth, a, b, c, add) }
-    }
-}
-
-impl Cell for bf16 {
-    const PER: usize = 2;
-    fn available() -> bool {
-        isa() >= Isa::Avx512Bf16
-    }
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn cells(at: *const bf16, n: usize) -> __m512 {
-        let mask = if n >= 32 { !0 } else { (1u32 << n) - 1 };
-        // SAFETY: masked to what may be read.
-        _mm512_castsi512_ps(unsafe { _mm512_maskz_loadu_epi16(mask, at.cast()) })
-    }
-    #[inline(always)]
-    unsafe fn product(
-        count: usize,
-        vectors: usize,
-        depth: usize,
-        a: Broadcast,
-        b: Rows<*const f32>,
-        c: Rows<*mut f32>,
-        add: bool,
-    ) {
-        // SAFETY: as the caller promises.
-        unsafe { simd::bf16s::product(count, vectors, depth, a, b, c, add) }
-    }
-}
 
 /// Calls `work(0..count)`, each once, in any order and on any thread.
 pub type Team<'a> = &'a mut dyn FnMut(usize, &(dyn Fn(usize) + Sync));

@@ -64,6 +64,86 @@ impl Lanes for bf16 {
     }
 }
 
+/// Elements that stand in 32-bit cells, one or two that follow one another.
+pub trait Cell: Lanes {
+    /// Elements of a cell.
+    const PER: usize;
+    /// Whether this machine multiplies them.
+    fn available() -> bool;
+    /// Up to 16 cells of the first `n` elements, zeros beyond.
+    ///
+    /// # Safety
+    /// AVX-512; `n` elements, or 16 cells of them, are readable at `at`.
+    unsafe fn cells(at: *const Self, n: usize) -> __m512;
+    /// As [`f32s::product`].
+    ///
+    /// # Safety
+    /// As there.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn product(
+        count: usize,
+        vectors: usize,
+        depth: usize,
+        a: Broadcast,
+        b: Rows<*const f32>,
+        c: Rows<*mut f32>,
+        add: bool,
+    );
+}
+
+impl Cell for f32 {
+    const PER: usize = 1;
+    fn available() -> bool {
+        available()
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn cells(at: *const f32, n: usize) -> __m512 {
+        // SAFETY: masked to what may be read.
+        unsafe { _mm512_maskz_loadu_ps(first(n), at) }
+    }
+    #[inline(always)]
+    unsafe fn product(
+        count: usize,
+        vectors: usize,
+        depth: usize,
+        a: Broadcast,
+        b: Rows<*const f32>,
+        c: Rows<*mut f32>,
+        add: bool,
+    ) {
+        // SAFETY: as the caller promises.
+        unsafe { f32s::product(count, vectors, depth, a, b, c, add) }
+    }
+}
+
+impl Cell for bf16 {
+    const PER: usize = 2;
+    fn available() -> bool {
+        isa() >= Isa::Avx512Bf16
+    }
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw")]
+    unsafe fn cells(at: *const bf16, n: usize) -> __m512 {
+        let mask = if n >= 32 { !0 } else { (1u32 << n) - 1 };
+        // SAFETY: masked to what may be read.
+        _mm512_castsi512_ps(unsafe { _mm512_maskz_loadu_epi16(mask, at.cast()) })
+    }
+    #[inline(always)]
+    unsafe fn product(
+        count: usize,
+        vectors: usize,
+        depth: usize,
+        a: Broadcast,
+        b: Rows<*const f32>,
+        c: Rows<*mut f32>,
+        add: bool,
+    ) {
+        // SAFETY: as the caller promises.
+        unsafe { bf16s::product(count, vectors, depth, a, b, c, add) }
+    }
+}
+
 /// The first `n` lanes; all from 16 on.
 #[inline(always)]
 pub fn first(n: usize) -> __mmask16 {

@@ -26,6 +26,6 @@ mod wide;
 
 /// Numbers that are computed with.
 #[cfg(target_arch = "x86_64")]
-pub use kernels::cpu::gemm::Cell as Number;
+pub use kernels::cpu::simd::Cell as Number;
 #[cfg(not(target_arch = "x86_64"))]
 pub use kernels::elem::Elem as Number;

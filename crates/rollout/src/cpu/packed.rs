@@ -7,7 +7,8 @@
 use std::collections::HashMap;
 
 use kernels::cpu::Lines;
-use kernels::cpu::gemm::{Cell, Panels};
+use kernels::cpu::gemm::Panels;
+use kernels::cpu::simd::Cell;
 use tch::Tensor;
 
 use super::ops::elements;
