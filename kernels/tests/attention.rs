@@ -10,10 +10,8 @@ fn wave(shape: &[i64], step: f64) -> Tensor {
     ((Tensor::arange(n, (Kind::Double, Device::Cpu)) * step).sin() * 2.0).reshape(shape)
 }
 
-/// |a - b| / |b| in f64.
-fn distance(a: &Tensor, b: &Tensor) -> f64 {
-    let (a, b) = (a.to_kind(Kind::Double), b.to_kind(Kind::Double));
-    (a - &b).norm().double_value(&[]) / b.norm().double_value(&[]).max(1e-30)
+fn norm(x: &Tensor) -> f64 {
+    x.to_kind(Kind::Double).norm().double_value(&[])
 }
 
 fn spans(layout: &Layout) -> Spans {
@@ -85,11 +83,17 @@ fn values_and_gradients_are_those_of_libtorch_in_f64() {
                     let packed = Packed::new(&layout, Device::Cpu).unwrap();
                     let got = run(&spans, shape, rows, &spec, [kind, kind]);
                     let want = run(&packed, shape, rows, &spec, [kind, Kind::Double]);
+                    let most = want.iter().map(norm).fold(0.0, f64::max);
                     for (i, (got, want)) in got.iter().zip(&want).enumerate() {
                         assert_eq!(got.kind(), kind);
-                        let off = distance(got, want);
+                        let off = norm(&(got.to_kind(Kind::Double) - want));
+                        // who sees one key has no gradient but by rounding
+                        let limit = match norm(want) {
+                            0.0 => 1e-3 * most,
+                            size => limit * size,
+                        };
                         let case = format!("{name} {shape:?} {window:?} {kind:?} {i}");
-                        assert!(off < limit, "{case}: off by {off}");
+                        assert!(off <= limit, "{case}: off by {off} > {limit}");
                     }
                 }
             }
