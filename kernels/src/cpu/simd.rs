@@ -152,6 +152,9 @@ pub fn first(n: usize) -> __mmask16 {
 
 /// 2^x within 2 units in the last place for x in -126..=126; about 2^-126 below. Cephes'
 /// polynomial.
+///
+/// # Safety
+/// AVX-512.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub fn exp2(x: __m512) -> __m512 {
@@ -174,6 +177,9 @@ pub fn exp2(x: __m512) -> __m512 {
 }
 
 /// Transposes 16 rows of 16 lanes.
+///
+/// # Safety
+/// AVX-512.
 #[inline]
 #[target_feature(enable = "avx512f")]
 pub fn transpose(m: &mut [__m512; LANES]) {

@@ -48,9 +48,9 @@ impl Chunk<'_> {
             let inverse = running.sum.map(|sum| _mm512_div_ps(one, sum));
             self.unpack(scratch.o_lanes, &inverse, o);
             let (mut max, mut inv) = ([0f32; QUERIES], [0f32; QUERIES]);
-            for v in 0..self.vectors {
-                _mm512_storeu_ps(max.as_mut_ptr().add(v * LANES), running.max[v]);
-                _mm512_storeu_ps(inv.as_mut_ptr().add(v * LANES), inverse[v]);
+            for (v, (most, inverse)) in running.max.iter().zip(&inverse).enumerate() {
+                _mm512_storeu_ps(max.as_mut_ptr().add(v * LANES), *most);
+                _mm512_storeu_ps(inv.as_mut_ptr().add(v * LANES), *inverse);
             }
             for l in 0..self.count {
                 let to = 2 * self.of.lane(self.from + l);

@@ -58,8 +58,8 @@ impl Chunk<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq")]
     unsafe fn known<E: Cell>(&self, seen: &Seen<E>) -> Known {
         let d = self.of.shape.d;
-        let mut of = [[0f32; QUERIES]; 3];
-        for l in 0..self.count {
+        let [mut max, mut inverse, mut products] = [[0f32; QUERIES]; 3];
+        for (l, product) in products.iter_mut().enumerate().take(self.count) {
             let row = self.of.lane(self.from + l);
             let mut sum = _mm512_setzero_ps();
             for c in (0..d).step_by(LANES) {
@@ -73,12 +73,11 @@ impl Chunk<'_> {
                 };
                 sum = _mm512_fmadd_ps(o, d_o, sum);
             }
-            of[0][l] = seen.stats[2 * row];
-            of[1][l] = seen.stats[2 * row + 1];
-            of[2][l] = _mm512_reduce_add_ps(sum);
+            (max[l], inverse[l]) = (seen.stats[2 * row], seen.stats[2 * row + 1]);
+            *product = _mm512_reduce_add_ps(sum);
         }
         let mut lanes = [[_mm512_setzero_ps(); 4]; 3];
-        for (lanes, of) in lanes.iter_mut().zip(&of) {
+        for (lanes, of) in lanes.iter_mut().zip([max, inverse, products]) {
             for (v, lanes) in lanes.iter_mut().enumerate() {
                 // SAFETY: four registers.
                 *lanes = unsafe { _mm512_loadu_ps(of.as_ptr().add(v * LANES)) };
