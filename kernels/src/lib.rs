@@ -3,6 +3,8 @@
 //! | module | what |
 //! |---|---|
 //! | [`ops`] | [`Fused`]: CPU kernels where they apply, libtorch elsewhere |
+//! | [`spans`] | [`Spans`]: attention over a packed batch |
+//! | [`softmax`] | [`Softmax`]: log-probability and entropy from logits, and back |
 //! | [`cpu`] | one file per kernel: its formula, shapes, forward and backward |
 //! | [`elem`] | element types, instruction sets, a vectorising exponential |
 //!
@@ -11,5 +13,9 @@
 pub mod cpu;
 pub mod elem;
 pub mod ops;
+pub mod softmax;
+pub mod spans;
 
-pub use ops::Fused;
+pub use ops::{Fused, input_gradient, weight_gradient};
+pub use softmax::Softmax;
+pub use spans::Spans;

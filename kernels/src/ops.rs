@@ -2,10 +2,11 @@
 //! nodes; libtorch where a kernel does not apply (another device or kind).
 
 use half::bf16;
-use model::{Libtorch, Ops};
+use model::{Attend, Error, Layout, Libtorch, Ops};
 use tch::{Device, Kind, Tensor};
 use torch::autograd;
 
+use crate::Spans;
 use crate::cpu::{rms_norm, rope, swiglu};
 use crate::elem::Elem;
 
@@ -43,12 +44,25 @@ impl Ops for Fused {
     }
 
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        #[cfg(target_arch = "x86_64")]
+        if linear::fits(x, weight, bias) {
+            return linear::run(x, weight, bias);
+        }
         Libtorch.linear(x, weight, bias)
+    }
+
+    fn packed(
+        &self,
+        layout: &Layout,
+        rows: usize,
+        device: Device,
+    ) -> Result<Box<dyn Attend>, Error> {
+        Ok(Box::new(Spans::new(layout, rows, device)?))
     }
 }
 
 /// The kind that all have, if a CPU kernel takes it.
-fn kernel_kind(tensors: &[&Tensor]) -> Option<Kind> {
+pub(crate) fn kernel_kind(tensors: &[&Tensor]) -> Option<Kind> {
     let kind = tensors[0].kind();
     let fits = matches!(kind, Kind::Float | Kind::BFloat16)
         && tensors
@@ -112,8 +126,85 @@ fn swiglu_on<E: Elem>(gate: &Tensor, up: &Tensor) -> Tensor {
     })
 }
 
+/// `dy w`: the gradient of a linear layer's input `[m, k]` from that of its output `[m, n]` and the
+/// weight `[n, k]`, without a graph.
+pub fn input_gradient(dy: &Tensor, weight: &Tensor) -> Tensor {
+    #[cfg(target_arch = "x86_64")]
+    if linear::fits(dy, weight, None) {
+        return linear::input_gradient(&dy.contiguous(), &weight.contiguous());
+    }
+    dy.matmul(weight)
+}
+
+/// `dy^T x`: the gradient of a linear layer's weight `[n, k]` from those of its output `[m, n]` and
+/// its input `[m, k]`, without a graph.
+pub fn weight_gradient(dy: &Tensor, x: &Tensor) -> Tensor {
+    #[cfg(target_arch = "x86_64")]
+    if linear::fits(dy, x, None) {
+        return linear::weight_gradient(&dy.contiguous(), &x.contiguous());
+    }
+    dy.tr().matmul(x)
+}
+
+#[cfg(target_arch = "x86_64")]
+mod linear {
+    use super::*;
+    use crate::cpu::{gemm, simd};
+
+    /// With fewer rows packing the weights costs more than the faster product gains.
+    const LEAST_ROWS: i64 = 64;
+
+    pub fn fits(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> bool {
+        let tensors: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
+        simd::available()
+            && kernel_kind(&tensors) == Some(Kind::Float)
+            && x.dim() == 2
+            && x.size()[0] >= LEAST_ROWS
+            && x.numel() * weight.numel() > 0
+    }
+
+    pub fn run(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        let size = size(weight);
+        let (xs, ws) = (x.detach().contiguous(), weight.detach().contiguous());
+        let bs = bias.map(|b| b.detach().contiguous());
+        let mut y = Tensor::empty([xs.size()[0], ws.size()[0]], (Kind::Float, Device::Cpu));
+        let b = bs.as_ref().map(read::<f32>);
+        gemm::forward(read(&xs), read(&ws), b, size, write(&mut y));
+        let inputs: Vec<&Tensor> = [x, weight].into_iter().chain(bias).collect();
+        let wanted: Vec<bool> = inputs.iter().map(|t| t.requires_grad()).collect();
+        record(&inputs, y, move |dy| {
+            let dy = dy.contiguous();
+            let dx = wanted[0].then(|| input_gradient(&dy, &ws));
+            let dw = wanted[1].then(|| weight_gradient(&dy, &xs));
+            let db = wanted[2..].iter().map(|wanted| {
+                wanted.then(|| dy.sum_dim_intlist([0i64].as_slice(), false, Kind::Float))
+            });
+            [dx, dw].into_iter().chain(db).collect()
+        })
+    }
+
+    pub fn input_gradient(dy: &Tensor, weight: &Tensor) -> Tensor {
+        let [n, k] = size(weight);
+        let mut dx = Tensor::empty([dy.size()[0], k as i64], (Kind::Float, Device::Cpu));
+        gemm::input_gradient(read(dy), read(weight), [n, k], write(&mut dx));
+        dx
+    }
+
+    pub fn weight_gradient(dy: &Tensor, x: &Tensor) -> Tensor {
+        let size = [dy.size()[1], x.size()[1]];
+        let mut dw = Tensor::empty(size, (Kind::Float, Device::Cpu));
+        let size = size.map(|n| n as usize);
+        gemm::weight_gradient(read(dy), read(x), size, write(&mut dw));
+        dw
+    }
+
+    fn size(weight: &Tensor) -> [usize; 2] {
+        [weight.size()[0] as usize, weight.size()[1] as usize]
+    }
+}
+
 /// Ties `y` to `inputs` with a backward of one output, where a graph is being recorded.
-fn record(
+pub(crate) fn record(
     inputs: &[&Tensor],
     y: Tensor,
     backward: impl FnOnce(Tensor) -> Vec<Option<Tensor>> + 'static,
@@ -134,12 +225,12 @@ fn record(
     node.expect("libtorch records an autograd node").remove(0)
 }
 
-fn empty(like: &Tensor) -> Tensor {
+pub(crate) fn empty(like: &Tensor) -> Tensor {
     Tensor::empty(like.size(), (like.kind(), like.device()))
 }
 
 /// The elements of a contiguous CPU tensor whose kind is `E`'s.
-fn read<E: Elem>(t: &Tensor) -> &[E] {
+pub(crate) fn read<E: Elem>(t: &Tensor) -> &[E] {
     debug_assert!(t.is_contiguous() && t.kind().elt_size_in_bytes() == size_of::<E>());
     if t.numel() == 0 {
         return &[];
@@ -149,7 +240,7 @@ fn read<E: Elem>(t: &Tensor) -> &[E] {
 }
 
 /// As [`read`], of a tensor that nothing else refers to.
-fn write<E: Elem>(t: &mut Tensor) -> &mut [E] {
+pub(crate) fn write<E: Elem>(t: &mut Tensor) -> &mut [E] {
     debug_assert!(t.is_contiguous() && t.kind().elt_size_in_bytes() == size_of::<E>());
     if t.numel() == 0 {
         return &mut [];

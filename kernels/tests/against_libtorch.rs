@@ -124,3 +124,37 @@ fn nothing_is_recorded_without_gradients() {
     let empty = Tensor::zeros([0, 8], (Kind::Float, Device::Cpu));
     assert_eq!(Fused.rms_norm(&empty, &w, 1e-6).size(), [0, 8]);
 }
+
+#[test]
+fn linear() {
+    for (rows, n, k) in [
+        (64, 1, 1),
+        (65, 3, 7),
+        (300, 20, 33),
+        (131, 660, 100),
+        (700, 130, 300),
+        (97, 65, 513),
+    ] {
+        // large steps look random: sums of a wave would cancel
+        let (x, w) = (wave(&[rows, k], 12.9898), wave(&[n, k], 78.233));
+        compare(Kind::Float, &[x, w], |ops, t| {
+            ops.linear(&t[0], &t[1], None)
+        });
+        let (x, w) = (wave(&[rows, k], 37.719), wave(&[n, k], 93.989));
+        let b = wave(&[n], 1.3);
+        compare(Kind::Float, &[x, w, b], |ops, t| {
+            ops.linear(&t[0], &t[1], Some(&t[2]))
+        });
+    }
+}
+
+#[test]
+fn a_row_of_a_product_has_the_same_bits_in_any_company() {
+    let (x, w) = (wave(&[200, 70], 12.9898), wave(&[90, 70], 78.233));
+    let (x, w) = (x.to_kind(Kind::Float), w.to_kind(Kind::Float));
+    let all = Fused.linear(&x, &w, None);
+    for (from, rows) in [(0, 64), (1, 67), (130, 70)] {
+        let some = Fused.linear(&x.narrow(0, from, rows), &w, None);
+        assert!(some.equal(&all.narrow(0, from, rows)));
+    }
+}

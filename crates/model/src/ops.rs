@@ -1,6 +1,7 @@
 //! The arithmetic of a segment that may be done by libtorch or by our own kernels.
 
-use tch::{Kind, Tensor};
+use crate::{Attend, Error, Layout, Packed};
+use tch::{Device, Kind, Tensor};
 
 /// Arithmetic of a segment. Every method is differentiable in all its tensors, except the
 /// rotary tables, and keeps the kind of its first argument unless it says otherwise.
@@ -22,6 +23,20 @@ pub trait Ops {
     /// Softmax over the last dimension, in single precision (double for double `x`).
     fn softmax(&self, x: &Tensor) -> Tensor {
         x.softmax(-1, table_kind(x.kind()))
+    }
+
+    /// Attention over a layout's rows on `device` and the padding after them, `rows` in all,
+    /// differentiable.
+    ///
+    /// # Errors
+    /// A layout that breaks its rules or has more rows.
+    fn packed(
+        &self,
+        layout: &Layout,
+        rows: usize,
+        device: Device,
+    ) -> Result<Box<dyn Attend>, Error> {
+        Ok(Box::new(Packed::padded(layout, rows, device)?))
     }
 }
 

@@ -216,7 +216,7 @@ impl<'a> Engine<'a> {
         batch: &Microbatch,
     ) -> Result<(Scene<'a>, Tensor), Error> {
         let kind = self.parameters.kind();
-        let scene = self.inside.scene(self.decoder, batch, kind)?;
+        let scene = self.inside.scene(self.decoder, self.ops, batch, kind)?;
         let x = match range.start {
             0 => scene.ids.shallow_clone(),
             _ => input,

@@ -7,7 +7,7 @@
 
 use std::rc::Rc;
 
-use model::{Attend, Decoder, Packed, Split};
+use model::{Attend, Decoder, Ops, Split};
 use tch::{Kind, Tensor};
 
 use crate::cp::{self, Across};
@@ -123,6 +123,7 @@ impl Inside {
     pub(crate) fn scene(
         &self,
         decoder: &Decoder,
+        ops: &dyn Ops,
         batch: &Microbatch,
         kind: Kind,
     ) -> Result<Scene<'_>, Error> {
@@ -130,10 +131,7 @@ impl Inside {
         let Rows { parts, rows, keep } = self.rows(batch);
         let mut positions = batch.layout.positions();
         let (mine, attend): (_, Box<dyn Attend>) = match &parts {
-            None => {
-                let packed = Packed::padded(&batch.layout, rows as usize, device)?;
-                (None, Box::new(packed))
-            }
+            None => (None, ops.packed(&batch.layout, rows as usize, device)?),
             Some(parts) => {
                 let mine = &parts[self.context.rank()];
                 positions = mine.iter().map(|&row| positions[row]).collect();

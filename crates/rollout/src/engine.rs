@@ -3,6 +3,7 @@
 
 use crate::Error;
 use crate::batch::Batch;
+use crate::cpu::Number;
 use crate::cpu::attention;
 use crate::cpu::gemm::Shared;
 use crate::cpu::memory::Memory;
@@ -183,7 +184,7 @@ struct Rowwise<'a, E> {
     batch: &'a Batch,
 }
 
-impl<E: Elem> Attend for Rowwise<'_, E> {
+impl<E: Number> Attend for Rowwise<'_, E> {
     fn attend(
         &self,
         layer: usize,

@@ -8,7 +8,7 @@
 //! | [`dist`] | [`dist::Store`], [`dist::Gloo`] |
 //! | [`cuda`] | loading `libtorch_cuda` at run time, so that one binary serves CPU and GPU |
 //! | [`fused`] | multi-tensor AdamW |
-//! | [`memory`] | bytes of CPU tensors, counted |
+//! | [`memory`] | bytes of CPU tensors, counted; freed memory, kept |
 //! | [`storage`] | version counters, storage resize |
 
 pub mod autograd;

@@ -1,5 +1,5 @@
 //! Bytes of CPU tensors, counted as libtorch takes and gives them back: what a plan of memory is
-//! measured against, whatever else the process holds.
+//! measured against, whatever else the process holds. And freed memory, kept in the process.
 
 use crate::ffi;
 
@@ -19,4 +19,18 @@ pub fn live() -> u64 {
 pub fn peak() -> u64 {
     // SAFETY: reads and sets a counter.
     u64::try_from(unsafe { ffi::rt_memory_peak() }).unwrap_or(0)
+}
+
+/// Has the C library keep freed memory for the next tensor instead of returning it to the system,
+/// which would hand it out again page by page: a training step takes and frees the same hundreds
+/// of megabytes as the one before. Call before the first tensor.
+pub fn keep() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: sets parameters of malloc.
+    unsafe {
+        // the largest that malloc takes: bigger tensors are mapped, and unmapped when freed
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 1 << 30);
+        libc::mallopt(libc::M_TOP_PAD, 64 << 20);
+    }
 }

@@ -2,13 +2,15 @@
 //!
 //! Rows go through in chunks, so that logits `[rows, vocabulary]` never exist whole unless they
 //! fit one chunk; backward computes a chunk's logits again from the hidden states. When all rows
-//! fit one chunk its log-softmax is kept instead of computed again. Where the coefficients of the
+//! fit one chunk they are kept instead of computed again. Where the coefficients of the
 //! log-probabilities are known beforehand, one pass gives values and gradients ([`Head::fused`]).
 //!
 //! Where ranks share the vocabulary, each has the logits of its own rows of the LM matrix, and the
 //! ranks exchange three or four numbers a row: the maximum, then the sum of exponentials, the
 //! target's logit and, for the entropy, the logits' mean. All ranks see the same values.
 
+use kernels::{Fused, Softmax};
+use model::Ops;
 use parallel::Collective;
 use tch::{Kind, Tensor};
 
@@ -50,10 +52,18 @@ pub(crate) struct Scored {
     pub logp: Tensor,
     /// Entropy in nats `[n]`, if asked for.
     pub entropy: Option<Tensor>,
-    /// Log-softmax `[n, vocabulary]`, if asked for and all rows fit one chunk.
+    /// By chunk.
+    known: Vec<Known>,
+    /// [`Chunk::logits`], if asked for and all rows fit one chunk.
     kept: Option<Tensor>,
-    /// Logarithm of the softmax's denominator `[n]`, where ranks share the vocabulary.
-    normal: Option<Tensor>,
+}
+
+/// What backward needs of a chunk's softmax beside its logits.
+enum Known {
+    /// This rank has the whole vocabulary.
+    Whole(Softmax),
+    /// Ranks share it: the logarithm of the softmax's denominator `[n]`.
+    Shared(Tensor),
 }
 
 impl Scored {
@@ -103,18 +113,17 @@ impl Head<'_> {
         rows.max(1) as i64
     }
 
-    /// Values without gradients. `keep` holds on to the log-softmax for [`Head::backward`] when
-    /// all rows fit one chunk.
+    /// Values without gradients. `keep` holds on to the logits for [`Head::backward`] when all rows
+    /// fit one chunk.
     pub fn score(&self, input: Input, entropy: bool, keep: bool) -> Result<Scored, Error> {
         let _no_grad = tch::no_grad_guard();
         let chunks = self.chunks(input);
         let mut values = Values::default();
         let mut kept = None;
         for &(at, len) in &chunks {
-            let soft = self.softmax(&input.part(at, len), entropy)?;
-            let lsm = values.push(soft);
+            let logits = values.push(self.softmax(&input.part(at, len), entropy)?);
             if keep && chunks.len() == 1 {
-                kept = Some(lsm);
+                kept = Some(logits);
             }
         }
         Ok(values.finish(kept))
@@ -126,18 +135,14 @@ impl Head<'_> {
         let _no_grad = tch::no_grad_guard();
         let mut sum = PullSum::default();
         let mut kept = scored.kept;
-        for (at, len) in self.chunks(input) {
+        for ((at, len), known) in self.chunks(input).into_iter().zip(&scored.known) {
             let part = input.part(at, len);
-            let narrow = |x: &Option<Tensor>| x.as_ref().map(|x| x.narrow(0, at, len));
-            let lsm = kept.take().unwrap_or_else(|| {
-                let logits = self.logits(&part);
-                match narrow(&scored.normal) {
-                    Some(normal) => logits - normal.unsqueeze(-1),
-                    None => logits.log_softmax(-1, logits.kind()),
-                }
+            let logits = kept.take().unwrap_or_else(|| match known {
+                Known::Whole(_) => self.logits(&part),
+                Known::Shared(normal) => self.scaled(&part) - normal.unsqueeze(-1),
             });
-            let entropy = narrow(&scored.entropy);
-            self.pull_chunk(&part, lsm, entropy, &pull.part(at, len), &mut sum);
+            let entropy = scored.entropy.as_ref().map(|x| x.narrow(0, at, len));
+            self.pull_chunk(&part, logits, known, entropy, &pull.part(at, len), &mut sum);
         }
         sum.finish(input)
     }
@@ -157,8 +162,11 @@ impl Head<'_> {
             let part = input.part(at, len);
             let soft = self.softmax(&part, entropy)?;
             let of_chunk = soft.entropy.as_ref().map(Tensor::shallow_clone);
-            let lsm = values.push(soft);
-            self.pull_chunk(&part, lsm, of_chunk, &pull.part(at, len), &mut sum);
+            let logits = values.push(soft);
+            if let Some(known) = values.known.last() {
+                let pull = pull.part(at, len);
+                self.pull_chunk(&part, logits, known, of_chunk, &pull, &mut sum);
+            }
         }
         Ok((values.finish(None), sum.finish(input)))
     }
@@ -175,33 +183,32 @@ impl Head<'_> {
             .collect()
     }
 
-    /// Logits over the temperature `[n, vocabulary]`, accumulation kind.
+    /// Logits `[n, vocabulary]`, compute kind.
     fn logits(&self, part: &Part) -> Tensor {
-        let kind = accumulation(part.weight.kind());
-        let mut logits = part
-            .hidden
-            .linear(part.weight, None::<Tensor>)
-            .to_kind(kind);
+        Fused.linear(&part.hidden, part.weight, None)
+    }
+
+    /// Logits over the temperature, accumulation kind.
+    fn scaled(&self, part: &Part) -> Tensor {
+        let mut logits = self.logits(part).to_kind(accumulation(part.weight.kind()));
         if self.temperature != 1.0 {
             logits = logits.g_div_scalar_(self.temperature);
         }
         logits
     }
 
-    fn softmax(&self, part: &Part, entropy: bool) -> Result<Softmax, Error> {
-        let logits = self.logits(part);
+    fn softmax(&self, part: &Part, entropy: bool) -> Result<Chunk, Error> {
         if self.ranks.size() > 1 {
-            return self.softmax_across(part, logits, entropy);
+            return self.softmax_across(part, self.scaled(part), entropy);
         }
-        let lsm = logits.log_softmax(-1, logits.kind());
-        Ok(Softmax {
-            logp: at_target(&lsm, &part.targets),
-            entropy: entropy.then(|| {
-                let plogp = lsm.exp().g_mul_(&lsm);
-                row_sums(&plogp).neg_()
-            }),
-            lsm,
-            normal: None,
+        let (logits, by) = (self.logits(part), 1.0 / self.temperature);
+        let kind = accumulation(part.weight.kind());
+        let soft = Softmax::new(&logits, &part.targets, by, entropy, kind);
+        Ok(Chunk {
+            logits,
+            logp: soft.logp.shallow_clone(),
+            entropy: soft.entropy.as_ref().map(Tensor::shallow_clone),
+            known: Known::Whole(soft),
         })
     }
 
@@ -212,7 +219,7 @@ impl Head<'_> {
         part: &Part,
         mut logits: Tensor,
         entropy: bool,
-    ) -> Result<Softmax, Error> {
+    ) -> Result<Chunk, Error> {
         let rows = logits.size()[0];
         let mut most = logits.amax([-1i64].as_slice(), false);
         if rows > 0 {
@@ -233,11 +240,11 @@ impl Head<'_> {
             self.ranks.all_reduce_sum(&mut sums, "softmax sums")?;
         }
         let log_sum = sums.get(0).log();
-        Ok(Softmax {
+        Ok(Chunk {
             logp: sums.get(1) - &log_sum,
             entropy: entropy.then(|| &log_sum - sums.get(2) / sums.get(0)),
-            lsm: z.g_sub_(&log_sum.unsqueeze(-1)),
-            normal: Some(most + log_sum),
+            logits: z.g_sub_(&log_sum.unsqueeze(-1)),
+            known: Known::Shared(most + log_sum),
         })
     }
 
@@ -249,18 +256,39 @@ impl Head<'_> {
         ((targets - start) * here.to_kind(Kind::Int64), here)
     }
 
-    /// One chunk of the backward; `lsm` is used up.
+    /// One chunk of the backward; `logits` ([`Chunk::logits`]) are used up.
+    fn pull_chunk(
+        &self,
+        part: &Part,
+        logits: Tensor,
+        known: &Known,
+        entropy: Option<Tensor>,
+        pull: &PartPull,
+        sum: &mut PullSum,
+    ) {
+        let d_logits = match known {
+            Known::Whole(soft) => {
+                let (by, d_entropy) = (1.0 / self.temperature, pull.entropy.as_ref());
+                soft.backward(logits, &part.targets, by, &pull.logp, d_entropy)
+            }
+            Known::Shared(_) => self.pull_shared(part, logits, entropy, pull),
+        };
+        sum.hidden
+            .push(kernels::input_gradient(&d_logits, part.weight));
+        sum.add_weight(&d_logits, &part.hidden);
+    }
+
+    /// Gradient of this rank's logits from its part of the log-softmax.
     ///
     /// With p = softmax, H = -sum p log p: d logp_t / d z_j = [j = t] - p_j and
     /// d H / d z_j = -p_j (log p_j + H), each divided by the temperature.
-    fn pull_chunk(
+    fn pull_shared(
         &self,
         part: &Part,
         mut lsm: Tensor,
         entropy: Option<Tensor>,
         pull: &PartPull,
-        sum: &mut PullSum,
-    ) {
+    ) -> Tensor {
         let scale = 1.0 / self.temperature;
         let logp = (&pull.logp * scale).unsqueeze(-1);
         let mut d_logits = match &pull.entropy {
@@ -272,26 +300,22 @@ impl Head<'_> {
                 -(p * factor)
             }
         };
-        let d_logits = if self.ranks.size() > 1 {
-            let (targets, here) = self.local(&part.targets);
-            let logp = &logp * here.to_kind(logp.kind()).unsqueeze(-1);
-            d_logits.scatter_add_(-1, &targets.unsqueeze(-1), &logp)
-        } else {
-            d_logits.scatter_add_(-1, &part.targets.unsqueeze(-1), &logp)
-        };
-        let d_logits = d_logits.to_kind(part.weight.kind());
-        sum.hidden.push(d_logits.matmul(part.weight));
-        sum.add_weight(&d_logits, &part.hidden);
+        let (targets, here) = self.local(&part.targets);
+        let logp = &logp * here.to_kind(logp.kind()).unsqueeze(-1);
+        d_logits
+            .scatter_add_(-1, &targets.unsqueeze(-1), &logp)
+            .to_kind(part.weight.kind())
     }
 }
 
 /// The softmax of a chunk.
-struct Softmax {
-    /// Its logarithm over this rank's part of the vocabulary.
-    lsm: Tensor,
+struct Chunk {
+    /// Logits in compute kind; where ranks share the vocabulary, this one's part of the log-softmax
+    /// in accumulation kind.
+    logits: Tensor,
     logp: Tensor,
     entropy: Option<Tensor>,
-    normal: Option<Tensor>,
+    known: Known,
 }
 
 fn at_target(x: &Tensor, targets: &Tensor) -> Tensor {
@@ -347,24 +371,23 @@ impl Pull<'_> {
 struct Values {
     logp: Vec<Tensor>,
     entropy: Vec<Tensor>,
-    normal: Vec<Tensor>,
+    known: Vec<Known>,
 }
 
 impl Values {
-    /// Takes a chunk's values; gives back its log-softmax.
-    fn push(&mut self, soft: Softmax) -> Tensor {
-        self.logp.push(soft.logp);
-        self.entropy.extend(soft.entropy);
-        self.normal.extend(soft.normal);
-        soft.lsm
+    /// Takes a chunk's values; gives back its logits.
+    fn push(&mut self, chunk: Chunk) -> Tensor {
+        self.logp.push(chunk.logp);
+        self.entropy.extend(chunk.entropy);
+        self.known.push(chunk.known);
+        chunk.logits
     }
 
     fn finish(self, kept: Option<Tensor>) -> Scored {
-        let some = |chunks: Vec<Tensor>| (!chunks.is_empty()).then(|| join(chunks));
         Scored {
             logp: join(self.logp),
-            entropy: some(self.entropy),
-            normal: some(self.normal),
+            entropy: (!self.entropy.is_empty()).then(|| join(self.entropy)),
+            known: self.known,
             kept,
         }
     }
@@ -388,7 +411,7 @@ impl PullSum {
             Some(sum) => {
                 let _ = sum.g_add_(&d_logits.tr().matmul(hidden));
             }
-            none => *none = Some(d_logits.tr().matmul(hidden).to_kind(kind)),
+            none => *none = Some(kernels::weight_gradient(d_logits, hidden).to_kind(kind)),
         }
     }
 

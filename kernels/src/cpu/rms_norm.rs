@@ -11,7 +11,7 @@
 use torch::threads::parallel_for;
 
 use super::{Shared, grain};
-use crate::elem::{Elem, sum};
+use crate::elem::{Elem, LANES, total};
 use crate::multiversion;
 
 /// Rows whose share of dw is summed before it is added to the others'.
@@ -73,13 +73,21 @@ multiversion!(
         backward_body
 );
 
+/// 1 / sqrt(mean(x^2) + eps).
 #[inline(always)]
 fn inverse<E: Elem>(x: &[E], eps: f32) -> f32 {
-    let squares = sum(x.len(), |i| {
-        let v = x[i].to_f32();
-        v * v
-    });
-    1.0 / (squares / x.len() as f32 + eps).sqrt()
+    let mut lanes = [0f32; LANES];
+    let (whole, rest) = x.as_chunks::<LANES>();
+    for x in whole {
+        for l in 0..LANES {
+            let v = x[l].to_f32();
+            lanes[l] = v.mul_add(v, lanes[l]);
+        }
+    }
+    for (lane, x) in lanes.iter_mut().zip(rest) {
+        *lane = x.to_f32().mul_add(x.to_f32(), *lane);
+    }
+    1.0 / (total(lanes) / x.len() as f32 + eps).sqrt()
 }
 
 #[inline(always)]
@@ -87,8 +95,8 @@ fn forward_body<E: Elem>(x: &[E], w: &[E], eps: f32, y: &mut [E]) {
     let d = w.len();
     for (x, y) in x.chunks_exact(d).zip(y.chunks_exact_mut(d)) {
         let s = inverse(x, eps);
-        for i in 0..d {
-            y[i] = E::from_f32(x[i].to_f32() * s * w[i].to_f32());
+        for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+            *y = E::from_f32(x.to_f32() * s * w.to_f32());
         }
     }
 }
@@ -102,12 +110,32 @@ fn backward_body<E: Elem>(x: &[E], w: &[E], eps: f32, dy: &[E], dx: &mut [E], dw
         .zip(dx.chunks_exact_mut(d));
     for ((x, dy), dx) in rows {
         let s = inverse(x, eps);
-        let gx = sum(d, |i| dy[i].to_f32() * w[i].to_f32() * x[i].to_f32());
-        let c = s * s * gx / d as f32;
-        for i in 0..d {
-            let (x, dy) = (x[i].to_f32(), dy[i].to_f32());
-            dx[i] = E::from_f32(s * (dy * w[i].to_f32() - x * c));
-            dw[i] += dy * x * s;
+        let c = s * s * product(x, w, dy) / d as f32;
+        let elements = x.iter().zip(dy).zip(w).zip(dx).zip(dw.iter_mut());
+        for ((((x, dy), w), dx), dw) in elements {
+            let (x, dy) = (x.to_f32(), dy.to_f32());
+            *dx = E::from_f32(s * (dy * w.to_f32() - x * c));
+            *dw += dy * x * s;
         }
     }
+}
+
+/// The sum of x w dy.
+#[inline(always)]
+fn product<E: Elem>(x: &[E], w: &[E], dy: &[E]) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let ((x, x_rest), (w, w_rest), (dy, dy_rest)) = (
+        x.as_chunks::<LANES>(),
+        w.as_chunks::<LANES>(),
+        dy.as_chunks::<LANES>(),
+    );
+    for ((x, w), dy) in x.iter().zip(w).zip(dy) {
+        for l in 0..LANES {
+            lanes[l] += dy[l].to_f32() * w[l].to_f32() * x[l].to_f32();
+        }
+    }
+    for (((lane, x), w), dy) in lanes.iter_mut().zip(x_rest).zip(w_rest).zip(dy_rest) {
+        *lane += dy.to_f32() * w.to_f32() * x.to_f32();
+    }
+    total(lanes)
 }

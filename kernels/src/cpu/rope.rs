@@ -66,10 +66,11 @@ fn turn_body<E: Elem>(x: &[E], turn: Turn<'_>, width: usize, y: &mut [E]) {
     for ((x, y), (cos, sin)) in rows.zip(angles) {
         for (x, y) in x.chunks_exact(turn.d).zip(y.chunks_exact_mut(turn.d)) {
             let ((a, b), (ya, yb)) = (x.split_at(half), y.split_at_mut(half));
-            for i in 0..half {
-                let (a, b, c, s) = (a[i].to_f32(), b[i].to_f32(), cos[i], sign * sin[i]);
-                ya[i] = E::from_f32(a * c - b * s);
-                yb[i] = E::from_f32(b * c + a * s);
+            let pairs = a.iter().zip(b).zip(cos.iter().zip(sin));
+            for ((ya, yb), ((a, b), (c, s))) in ya.iter_mut().zip(yb).zip(pairs) {
+                let (a, b, s) = (a.to_f32(), b.to_f32(), sign * s);
+                *ya = E::from_f32(a * c - b * s);
+                *yb = E::from_f32(b * c + a * s);
             }
         }
     }

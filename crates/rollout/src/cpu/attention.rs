@@ -5,6 +5,7 @@
 //! softmax's sum is taken lane by lane from the first block seen. So it has the same bits however
 //! rows are grouped into prefill chunks and batches, and wherever its blocks lie.
 
+use super::Number;
 use super::gemm::Shared;
 use super::memory::Memory;
 use super::pool::Pool;
@@ -59,7 +60,13 @@ pub fn store<E: Elem>(pool: &mut Pool, of: &Layer<E>, k: &[E], v: &[E]) {
 }
 
 /// Attention of a batch's rows, `q` and `out` `[rows, heads, d]`, after [`store`].
-pub fn attend<E: Elem>(pool: &mut Pool, of: &Layer<E>, spec: &AttendSpec, q: &[E], out: &mut [E]) {
+pub fn attend<E: Number>(
+    pool: &mut Pool,
+    of: &Layer<E>,
+    spec: &AttendSpec,
+    q: &[E],
+    out: &mut [E],
+) {
     let Layer {
         memory,
         layer,
@@ -79,29 +86,29 @@ pub fn attend<E: Elem>(pool: &mut Pool, of: &Layer<E>, spec: &AttendSpec, q: &[E
         "shapes of queries"
     );
     let group = q.len() / (rows * kv_heads * d);
-    // few rows are also cut by head, so that every thread has work
-    let cut = if rows < 4 * pool.threads() {
-        kv_heads
-    } else {
-        1
-    };
+    // a unit is a row and key head; runs of units, so that most know which comes next
+    let units = rows * kv_heads;
+    let each = units.div_ceil(8 * pool.threads());
     let result = Shared(out.as_mut_ptr());
-    pool.run(rows * cut, |piece| {
-        let (r, part) = (piece / cut, piece % cut);
-        let position = batch.rows[r].position as usize;
-        let first = spec.window.map_or(0, |w| (position + 1).saturating_sub(w));
+    pool.run(units.div_ceil(each), |piece| {
+        let end = ((piece + 1) * each).min(units);
         let mut scratch = Scratch::default();
-        for h in part * (kv_heads / cut)..(part + 1) * (kv_heads / cut) {
-            let from = (r * kv_heads + h) * group * d;
-            let q = &q[from..from + group * d];
+        for unit in piece * each..end {
+            let (r, h) = (unit / kv_heads, unit % kv_heads);
+            let next = (unit + 1).min(end - 1);
+            let position = batch.rows[r].position as usize;
+            let q = &q[unit * group * d..(unit + 1) * group * d];
             // SAFETY: a row and head's own part of the output.
-            let out = unsafe { std::slice::from_raw_parts_mut(result.get().add(from), group * d) };
+            let out = unsafe {
+                std::slice::from_raw_parts_mut(result.get().add(unit * group * d), group * d)
+            };
             let seen = Seen {
                 memory,
                 layer,
                 head: h,
                 table: batch.table(r),
-                first,
+                next: (batch.table(next / kv_heads), next % kv_heads),
+                first: spec.window.map_or(0, |w| (position + 1).saturating_sub(w)),
                 position,
             };
             for (q, out) in q.chunks(TOGETHER * d).zip(out.chunks_mut(TOGETHER * d)) {
@@ -117,28 +124,72 @@ pub fn attend<E: Elem>(pool: &mut Pool, of: &Layer<E>, spec: &AttendSpec, q: &[E
 }
 
 /// Tokens that one row sees: positions `first..=position` of the sequence with this block table.
-pub struct Seen<'a, E> {
-    memory: &'a Memory<E>,
-    layer: usize,
-    head: usize,
-    table: &'a [u32],
-    first: usize,
-    position: usize,
+pub(super) struct Seen<'a, E> {
+    pub memory: &'a Memory<E>,
+    pub layer: usize,
+    pub head: usize,
+    pub table: &'a [u32],
+    /// Table and head of the unit that is computed after this one.
+    pub next: (&'a [u32], usize),
+    pub first: usize,
+    pub position: usize,
+}
+
+impl<'a, E: Elem> Seen<'a, E> {
+    /// The blocks seen, and the position of the first one's first token.
+    pub fn blocks(&self) -> (&'a [u32], usize) {
+        let first = self.first / LANES;
+        (&self.table[first..=self.position / LANES], first * LANES)
+    }
+
+    /// Tokens seen of block `b` of these.
+    #[inline(always)]
+    pub fn slots(&self, b: usize, base: usize) -> std::ops::Range<usize> {
+        let start = if b == 0 { self.first - base } else { 0 };
+        start..(self.position + 1 - base - b * LANES).min(LANES)
+    }
 }
 
 #[derive(Default)]
-pub struct Scratch {
-    query: Vec<f32>,
-    scores: Vec<f32>,
+pub(super) struct Scratch {
+    pub query: Vec<f32>,
+    pub scores: Vec<f32>,
+}
+
+impl Scratch {
+    /// The query times `scale`, and room for scores.
+    pub fn fit<E: Elem>(&mut self, q: &[E], scale: f32, scores: usize) {
+        self.query.clear();
+        self.query.extend(q.iter().map(|x| x.to_f32() * scale));
+        if self.scores.len() < scores {
+            self.scores.resize(scores, 0.0);
+        }
+    }
+}
+
+/// Attention of `N` query heads over one head of keys and values.
+fn heads<E: Number, const N: usize>(
+    seen: &Seen<E>,
+    q: &[E],
+    out: &mut [E],
+    scale: f32,
+    scratch: &mut Scratch,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if kernels::cpu::simd::available() {
+        // SAFETY: the instruction set was just checked; `seen` and the slices fit one another.
+        return unsafe { super::wide::heads::<E, N>(seen, q, out, scale, scratch) };
+    }
+    portable::<E, N>(seen, q, out, scale, scratch);
 }
 
 kernels::multiversion! {
-    /// Attention of `N` query heads over one head of keys and values.
-    pub fn heads[E: Elem, const N: usize][E, N](seen: &Seen<E>, q: &[E], out: &mut [E], scale: f32, scratch: &mut Scratch) = heads_body
+    /// [`heads`] on any machine.
+    fn portable[E: Elem, const N: usize][E, N](seen: &Seen<E>, q: &[E], out: &mut [E], scale: f32, scratch: &mut Scratch) = portable_body
 }
 
 #[inline(always)]
-fn heads_body<E: Elem, const N: usize>(
+fn portable_body<E: Elem, const N: usize>(
     seen: &Seen<E>,
     q: &[E],
     out: &mut [E],
@@ -146,67 +197,67 @@ fn heads_body<E: Elem, const N: usize>(
     scratch: &mut Scratch,
 ) {
     let d = q.len() / N;
-    let (first_block, last_block) = (seen.first / LANES, seen.position / LANES);
-    let table = &seen.table[first_block..=last_block];
+    let (table, base) = seen.blocks();
     let width = table.len() * LANES;
-    let base = first_block * LANES;
-    scratch.query.clear();
-    scratch.query.extend(q.iter().map(|x| x.to_f32() * scale));
-    scratch
-        .scores
-        .resize(scratch.scores.len().max(N * width), 0.0);
+    scratch.fit(q, scale, N * width);
     let scores = &mut scratch.scores[..N * width];
-
-    // 1. scores, two blocks at a time: enough independent sums to hide the latency of one
-    let mut at = 0;
-    while at < table.len() {
-        let two = at + 1 < table.len();
-        let keys = |i: usize| -> &[E] {
-            let p = seen.memory.keys(seen.layer, table[i] as usize, seen.head);
-            // SAFETY: a head's keys of one block.
-            unsafe { std::slice::from_raw_parts(p, d * LANES) }
-        };
-        let pair = [keys(at), keys(if two { at + 1 } else { at })];
-        // while these are summed, the values of the same tokens and the next keys are on their way
-        let id = |i: usize| table[i.min(table.len() - 1)] as usize;
-        let soon = [
-            seen.memory.keys(seen.layer, id(at + 2), seen.head),
-            seen.memory.keys(seen.layer, id(at + 3), seen.head),
-            seen.memory.values(seen.layer, id(at), seen.head),
-            seen.memory.values(seen.layer, id(at + 1), seen.head),
-        ];
-        let mut sums = [[[0f32; LANES]; 2]; N];
-        for i in 0..d {
-            for p in soon {
-                prefetch(p.wrapping_add(i * LANES));
-            }
-            let lanes = pair.map(|k| widen(&k[i * LANES..]));
+    for (b, &id) in table.iter().enumerate() {
+        let p = seen.memory.keys(seen.layer, id as usize, seen.head);
+        // SAFETY: a head's keys of one block.
+        let keys = unsafe { std::slice::from_raw_parts(p, d * LANES) };
+        let mut sums = [[0f32; LANES]; N];
+        for (i, k) in keys.as_chunks::<LANES>().0.iter().enumerate() {
             for (n, sum) in sums.iter_mut().enumerate() {
                 let x = scratch.query[n * d + i];
-                for (s, k) in sum.iter_mut().zip(&lanes) {
-                    for l in 0..LANES {
-                        s[l] = k[l].mul_add(x, s[l]);
-                    }
+                for l in 0..LANES {
+                    sum[l] = k[l].to_f32().mul_add(x, sum[l]);
                 }
             }
         }
         for (n, sum) in sums.iter().enumerate() {
-            let to = &mut scores[n * width + at * LANES..];
-            to[..LANES].copy_from_slice(&sum[0]);
-            if two {
-                to[LANES..2 * LANES].copy_from_slice(&sum[1]);
+            scores[n * width + b * LANES..][..LANES].copy_from_slice(sum);
+        }
+    }
+    let sums = softmax::<E, N>(seen, scores, base);
+    for from in (0..d).step_by(LANES) {
+        let count = LANES.min(d - from);
+        let mut acc = [[0f32; LANES]; N];
+        for (b, &id) in table.iter().enumerate() {
+            let p = seen.memory.values(seen.layer, id as usize, seen.head);
+            // SAFETY: a head's values of one block.
+            let values = unsafe { std::slice::from_raw_parts(p, d * LANES) };
+            for slot in seen.slots(b, base) {
+                let v = &values[slot * d + from..][..count];
+                for (n, acc) in acc.iter_mut().enumerate() {
+                    let w = scores[n * width + b * LANES + slot];
+                    for (a, v) in acc.iter_mut().zip(v) {
+                        *a = v.to_f32().mul_add(w, *a);
+                    }
+                }
             }
         }
-        at += 2;
+        for (n, acc) in acc.iter().enumerate() {
+            for (o, x) in out[n * d + from..][..count].iter_mut().zip(acc) {
+                *o = E::from_f32(x / sums[n]);
+            }
+        }
     }
+}
 
-    // 2. softmax without its division
+/// Softmax of `N` rows of scores without its division; returns what to divide by.
+#[inline(always)]
+pub(super) fn softmax<E: Elem, const N: usize>(
+    seen: &Seen<E>,
+    scores: &mut [f32],
+    base: usize,
+) -> [f32; N] {
     let mut sums = [0f32; N];
-    for (row, total) in scores.chunks_exact_mut(width).zip(&mut sums) {
+    for (row, total) in scores.chunks_exact_mut(scores.len() / N).zip(&mut sums) {
         row[..seen.first - base].fill(f32::NEG_INFINITY);
         row[seen.position - base + 1..].fill(f32::NEG_INFINITY);
+        let row = row.as_chunks_mut::<LANES>().0;
         let mut lanes = [f32::NEG_INFINITY; LANES];
-        for c in row.chunks_exact(LANES) {
+        for c in row.iter() {
             for l in 0..LANES {
                 lanes[l] = if c[l] > lanes[l] { c[l] } else { lanes[l] };
             }
@@ -215,7 +266,7 @@ fn heads_body<E: Elem, const N: usize>(
             .iter()
             .fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
         let mut lanes = [0f32; LANES];
-        for c in row.chunks_exact_mut(LANES) {
+        for c in row {
             for l in 0..LANES {
                 c[l] = exp_neg(c[l] - max);
                 lanes[l] += c[l];
@@ -223,106 +274,7 @@ fn heads_body<E: Elem, const N: usize>(
         }
         *total = lanes.iter().sum();
     }
-
-    // 3. weighted sum of the values, a register or two of the head at a time
-    let weighted = Weighted {
-        seen,
-        table,
-        base,
-        scores,
-        width,
-        sums: &sums,
-    };
-    let mut from = 0;
-    while from < d {
-        from += match d - from {
-            left if left >= 2 * LANES => weighted.columns::<N, 2>(from, 2 * LANES, out),
-            left => weighted.columns::<N, 1>(from, left.min(LANES), out),
-        };
-    }
-}
-
-/// Softmax weights (before their division by `sums`) of `table`'s tokens, `[N][width]`.
-struct Weighted<'a, E> {
-    seen: &'a Seen<'a, E>,
-    table: &'a [u32],
-    /// Position of the table's first token.
-    base: usize,
-    scores: &'a [f32],
-    width: usize,
-    sums: &'a [f32],
-}
-
-impl<E: Elem> Weighted<'_, E> {
-    /// Elements `from..from + count` of the output, held in `R` registers; returns `count`.
-    #[inline(always)]
-    fn columns<const N: usize, const R: usize>(
-        &self,
-        from: usize,
-        count: usize,
-        out: &mut [E],
-    ) -> usize {
-        let (seen, d) = (self.seen, out.len() / N);
-        let mut acc = [[[0f32; LANES]; R]; N];
-        for (b, &id) in self.table.iter().enumerate() {
-            let p = seen.memory.values(seen.layer, id as usize, seen.head);
-            // SAFETY: a head's values of one block.
-            let block = unsafe { std::slice::from_raw_parts(p, d * LANES) };
-            let start = if b == 0 { seen.first - self.base } else { 0 };
-            let end = (seen.position + 1 - self.base - b * LANES).min(LANES);
-            for slot in start..end {
-                let v = &block[slot * d + from..][..count];
-                let mut lanes = [[0f32; LANES]; R];
-                if count == R * LANES {
-                    for (r, lane) in lanes.iter_mut().enumerate() {
-                        *lane = widen(&v[r * LANES..]);
-                    }
-                } else {
-                    for (lane, v) in lanes[0].iter_mut().zip(v) {
-                        *lane = v.to_f32();
-                    }
-                }
-                for (n, acc) in acc.iter_mut().enumerate() {
-                    let w = self.scores[n * self.width + b * LANES + slot];
-                    for (a, v) in acc.iter_mut().zip(&lanes) {
-                        for l in 0..LANES {
-                            a[l] = v[l].mul_add(w, a[l]);
-                        }
-                    }
-                }
-            }
-        }
-        for (n, acc) in acc.iter().enumerate() {
-            for (o, x) in out[n * d + from..][..count]
-                .iter_mut()
-                .zip(acc.iter().flatten())
-            {
-                *o = E::from_f32(x / self.sums[n]);
-            }
-        }
-        count
-    }
-}
-
-#[inline(always)]
-fn prefetch<E>(at: *const E) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a hint, valid for any address.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
-}
-
-#[inline(always)]
-fn widen<E: Elem>(x: &[E]) -> [f32; LANES] {
-    let x: &[E; LANES] = x[..LANES].try_into().expect("a register");
-    let mut out = [0f32; LANES];
-    for l in 0..LANES {
-        out[l] = x[l].to_f32();
-    }
-    out
+    sums
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`gemm`] | linear layers |
+//! | [`packed`], [`gemm`] | linear layers: with AVX-512, and without |
 //! | [`attention`] | attention over paged keys and values ([`memory`]) |
 //! | [`pointwise`] | norm, rotary position, SwiGLU |
 //! | [`ops`] | the above as the model's `Ops` on libtorch tensors |
@@ -17,5 +17,15 @@ pub mod attention;
 pub mod gemm;
 pub mod memory;
 pub mod ops;
+#[cfg(target_arch = "x86_64")]
+pub mod packed;
 pub mod pointwise;
 pub mod pool;
+#[cfg(target_arch = "x86_64")]
+mod wide;
+
+/// Numbers that are computed with.
+#[cfg(target_arch = "x86_64")]
+pub use kernels::cpu::simd::Cell as Number;
+#[cfg(not(target_arch = "x86_64"))]
+pub use kernels::elem::Elem as Number;

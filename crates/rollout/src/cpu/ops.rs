@@ -1,6 +1,9 @@
 //! The model's arithmetic on CPU tensors, row by row.
 
+use super::Number;
 use super::gemm::{self, Shared};
+#[cfg(target_arch = "x86_64")]
+use super::packed::Packed;
 use super::pointwise;
 use super::pool::Pool;
 use half::bf16;
@@ -15,6 +18,8 @@ const SMALL: usize = 4096;
 pub struct RowOps {
     pool: RefCell<Pool>,
     scratch: RefCell<gemm::Scratch>,
+    #[cfg(target_arch = "x86_64")]
+    packed: RefCell<Packed>,
 }
 
 /// A tensor's elements.
@@ -49,6 +54,8 @@ impl RowOps {
         Self {
             pool: RefCell::new(Pool::new(threads)),
             scratch: RefCell::default(),
+            #[cfg(target_arch = "x86_64")]
+            packed: RefCell::default(),
         }
     }
 
@@ -134,7 +141,22 @@ impl RowOps {
         });
     }
 
-    fn matrix<E: Elem>(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>, y: &mut Tensor) {
+    fn matrix<E: Number>(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        y: &mut Tensor,
+    ) {
+        let mut pool = self.pool();
+        let (x, y) = (elements::<E>(x), elements_mut::<E>(y));
+        #[cfg(target_arch = "x86_64")]
+        let mut packed = self.packed.borrow_mut();
+        #[cfg(target_arch = "x86_64")]
+        if let Some(panels) = packed.get::<E>(&mut pool, weight) {
+            let mut team = |count: usize, work: &(dyn Fn(usize) + Sync)| pool.run(count, work);
+            return panels.multiply(&mut team, x, bias.map(elements::<E>), y);
+        }
         let (n, k) = (weight.size()[0] as usize, weight.size()[1] as usize);
         let matrix = gemm::Matrix {
             w: elements::<E>(weight),
@@ -143,13 +165,7 @@ impl RowOps {
             k,
         };
         let mut scratch = self.scratch.borrow_mut();
-        gemm::linear(
-            &mut self.pool(),
-            &mut scratch,
-            matrix,
-            elements::<E>(x),
-            elements_mut::<E>(y),
-        );
+        gemm::linear(&mut pool, &mut scratch, matrix, x, y);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Norm, rotary position, SwiGLU and softmax of rows; arithmetic in f32, rounded once.
 
-use kernels::elem::{Elem, LANES, exp_neg, sum};
+use kernels::elem::{Elem, LANES, exp_neg, total};
 use kernels::multiversion;
 
 multiversion! {
@@ -78,7 +78,13 @@ fn softmax_body<E: Elem>(x: &[E], size: usize, y: &mut [f32]) {
         for (y, x) in y.iter_mut().zip(x) {
             *y = exp_neg(x.to_f32() - max);
         }
-        let total = sum(size, |i| y[i]);
+        let mut lanes = [0f32; LANES];
+        for c in y.chunks(LANES) {
+            for (lane, y) in lanes.iter_mut().zip(c) {
+                *lane += y;
+            }
+        }
+        let total = total(lanes);
         y.iter_mut().for_each(|y| *y /= total);
     }
 }

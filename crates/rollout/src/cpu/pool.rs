@@ -12,8 +12,9 @@ use std::thread::JoinHandle;
 
 /// The most pieces one published job has; longer ranges are published in parts.
 const MOST: usize = u16::MAX as usize;
-/// How long an idle worker spins before it sleeps, in polls (about 50 microseconds).
-const SPINS: u32 = 1500;
+/// How long an idle worker spins before it sleeps, in polls (about 150 microseconds): longer than
+/// what lies between two steps, as waking up takes as long.
+const SPINS: u32 = 8000;
 
 type Work<'a> = &'a (dyn Fn(usize) + Sync + 'a);
 

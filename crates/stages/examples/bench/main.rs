@@ -38,6 +38,9 @@ static BENCHES: &[(&str, Bench)] = &[
     ("grpo-fp32", |setup| reinforce::run(setup, Kind::Float)),
     ("grpo-bf16", |setup| reinforce::run(setup, Kind::BFloat16)),
     ("generate-fp32", |setup| generate::run(setup, Kind::Float)),
+    ("generate-bf16", |setup| {
+        generate::run(setup, Kind::BFloat16)
+    }),
 ];
 
 fn main() -> ExitCode {

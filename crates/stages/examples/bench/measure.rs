@@ -41,6 +41,7 @@ impl Setup {
         if args.device != "cpu" && args.device != "cuda" {
             return Err(format!("unknown device '{}': use cpu or cuda", args.device).into());
         }
+        torch::memory::keep();
         let device = train::device(&args.device, 0)?;
         if let Some(threads) = args.threads {
             torch::threads::set(threads);
