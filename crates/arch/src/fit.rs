@@ -136,7 +136,7 @@ pub fn choose(table: &Table, machine: &Machine, job: &Job) -> Choice {
             let ranks = rollouts
                 .iter()
                 .copied()
-                .filter(|r| *r <= 1 || machine.gpus % r == 0);
+                .filter(|r| *r <= 1 || machine.gpus.is_multiple_of(*r));
             for rollout_tp in ranks {
                 let load = job.load(&mesh, keep, rollout_tp);
                 let memory = table.worst(&mesh, &load);

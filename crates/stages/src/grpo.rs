@@ -217,13 +217,7 @@ impl Run<'_> {
             sampling: &self.sampling,
             routes: self.with.routing_replay,
         };
-        let played = play::play(
-            serving,
-            self.tokenizer,
-            environment,
-            &prompts,
-            &draw,
-        )?;
+        let played = play::play(serving, self.tokenizer, environment, &prompts, &draw)?;
         let groups: Vec<Group> = played
             .chunks(size)
             .map(|group| Group::new(group.to_vec()))
@@ -272,13 +266,7 @@ impl Run<'_> {
             routes: false,
         };
         let serving = Serving::new(self.stage, policy)?;
-        let played = play::play(
-            &serving,
-            self.tokenizer,
-            environment,
-            &prompts,
-            &draw,
-        )?;
+        let played = play::play(&serving, self.tokenizer, environment, &prompts, &draw)?;
         let rewarded: Vec<_> = played
             .iter()
             .filter(|played| played.rewards.is_some())

@@ -377,7 +377,7 @@ impl<'a> Machine<'a, '_> {
 
     fn insert(&mut self, from: usize) -> Result<(), String> {
         let items = self.stack.split_off(from);
-        if items.len() % 2 != 0 {
+        if !items.len().is_multiple_of(2) {
             return Err("a key has no value".into());
         }
         match self.last()? {

@@ -38,7 +38,9 @@ pub fn ratio(a: &Tensor, b: &Tensor) -> f64 {
 
 #[test]
 fn gradients_equal_plain_autograd() {
-    for (kind, tolerance) in [(Kind::Double, 1e-10), (Kind::Float, 2e-6)] {
+    // A router's gradient sums terms that nearly cancel: two orders of fp32 sums differ by 2.1e-6
+    // here, while fp64 holds 1e-10.
+    for (kind, tolerance) in [(Kind::Double, 1e-10), (Kind::Float, 4e-6)] {
         for model in [mixtral(), qwen()] {
             for algorithm in ALGORITHMS {
                 let units = cases::units(algorithm, 12, 12);
