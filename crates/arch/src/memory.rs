@@ -29,6 +29,9 @@
 //! - experts: `b (R h + N h) + 4 N E + b k N (2 h + 3 m)` for `k` of `E` experts to a row, of width
 //!   `m`: the rows sorted by expert go in and out.
 //!
+//! In a step of a single microbatch, gradients come into being as activations go: before the first of
+//! them all activations are there, and when the last one is, only one segment's.
+//!
 //! With `selective` activation checkpointing an MLP keeps its input alone, with `full` every
 //! segment does, and one segment at a time is computed again. A pipeline stage keeps this for each
 //! microbatch that is in flight there.
@@ -128,6 +131,8 @@ pub struct Memory {
     pub rollout: u64,
     /// Of these, in CPU memory.
     pub host: u64,
+    /// Of the gradients and activations, what never exists together.
+    pub apart: u64,
 }
 
 impl Memory {
@@ -139,7 +144,7 @@ impl Memory {
     /// The most at one time on the device.
     pub fn peak(&self) -> u64 {
         let training = self.gathered + self.activations + self.logits;
-        self.state() - self.host + training.max(self.rollout)
+        self.state() - self.host + (training - self.apart).max(self.rollout)
     }
 }
 
@@ -211,14 +216,22 @@ impl<'a> Table<'a> {
         let stored = stage.stored;
         let masters = if load.element == 4 { 0 } else { 4 * stored };
         let optimizer = 4 * load.moments as u64 * stored;
+        let (kept, working) = stage.activations();
+        let logits = stage.logits();
+        let apart = if load.microbatches == 1 {
+            (4 * stored).min(kept + logits)
+        } else {
+            0
+        };
         Memory {
             parameters: b * stored,
             masters,
             gradients: 4 * stored,
             optimizer,
             gathered: stage.gathered(),
-            activations: stage.activations(),
-            logits: stage.logits(),
+            activations: kept + working,
+            logits,
+            apart,
             rollout: load.rollout.map_or(0, |r| stage.rollout(&r)),
             host: if load.offload {
                 // in fp32 the masters are what the forward computes with
@@ -389,7 +402,8 @@ impl<'a> Stage<'a> {
         }
     }
 
-    fn activations(&self) -> u64 {
+    /// What forward keeps, and what one segment's backward works with.
+    fn activations(&self) -> (u64, u64) {
         let c = self.table.config;
         let (b, h) = (self.load.element as u64, c.hidden_size as u64);
         let boundary = b * self.between() * h;
@@ -423,7 +437,7 @@ impl<'a> Stage<'a> {
             }
             work = work.max(works);
         }
-        kept * self.in_flight() + largest + work + 2 * boundary
+        (kept * self.in_flight(), largest + work + 2 * boundary)
     }
 
     /// Microbatches whose activations a stage holds at once under 1F1B (Narayanan et al. 2021, arXiv

@@ -253,8 +253,15 @@ fn peak_counts_the_larger_of_training_and_rollout() {
         logits: 64,
         rollout: 100,
         host: 10,
+        apart: 0,
     };
     assert_eq!(memory.peak(), 15 - 10 + 112);
+    let apart = Memory {
+        rollout: 0,
+        apart: 36,
+        ..memory
+    };
+    assert_eq!(apart.peak(), 15 - 10 + 112 - 36);
     let long = Memory {
         rollout: 200,
         ..memory
