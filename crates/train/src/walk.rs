@@ -73,10 +73,8 @@ impl<'a> Batch<'a> {
     pub fn infer(&self, head: Option<&mut ReadHead>) -> Result<(), Error> {
         let group = &*self.policy.groups().pp;
         let events = self.shape.infer().swap_remove(group.rank());
-        let head: Option<&mut ReadHead> = match head {
-            Some(head) => Some(head),
-            None => None,
-        };
+        // a shorter borrow: the compiler does not find it by itself behind an option
+        let head = head.map(|head| head as &mut ReadHead);
         drive(&events, group, &mut Inference { batch: self, head })
     }
 

@@ -16,7 +16,7 @@ fn pickle(body: &[&[u8]]) -> Vec<u8> {
 fn pickles_that_would_run_something_do_not() {
     let marker = std::env::temp_dir().join(format!("recipe-pickle-{}", std::process::id()));
     let command = format!("touch {}", marker.display());
-    let text = |t: &str| [&[b'X'], &(t.len() as u32).to_le_bytes()[..], t.as_bytes()].concat();
+    let text = |t: &str| [b"X", &(t.len() as u32).to_le_bytes()[..], t.as_bytes()].concat();
     let cases = [
         (
             pickle(&[b"cos\nsystem\n", &text(&command), &[0x85], b"R"]),

@@ -197,7 +197,7 @@ impl Case {
             let mut part = whole.get(&h.def.name).shallow_clone();
             if part.dim() == 1 {
                 // norms of one and biases of zero would hide mistakes
-                part = part + wave(&whole.get(&h.def.name).size(), 0.4, self.kind) * 0.1;
+                part += wave(&whole.get(&h.def.name).size(), 0.4, self.kind) * 0.1;
             }
             for (dim, (&start, &size)) in h.local.start.iter().zip(&h.local.size).enumerate() {
                 part = part.narrow(dim as i64, start as i64, size as i64);

@@ -34,7 +34,7 @@ pub unsafe fn heads<E: Lanes, const N: usize>(
         // SAFETY: a head's keys of a block are `[d][16]`; the scratch was made to fit.
         unsafe {
             for i in 0..d {
-                if i * LANES * size_of::<E>() % 64 == 0 {
+                if (i * LANES * size_of::<E>()).is_multiple_of(64) {
                     for p in soon {
                         // to the second-level cache: the keys and values of a unit come from far,
                         // in parts too short for the hardware to foresee
