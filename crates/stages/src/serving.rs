@@ -194,7 +194,7 @@ mod tests {
             Some(&wide),
             &model(),
         );
-        let text = refused.err().expect("eight ranks, four heads").to_string();
+        let text = refused.expect_err("eight ranks, four heads").to_string();
         assert!(text.contains("resources.rollout_mesh.tp = 8"), "{text}");
     }
 }

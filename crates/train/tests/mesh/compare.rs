@@ -118,7 +118,7 @@ pub fn compare(case: &Case, ranks: &[&Seen], solo: &Seen) -> Line {
     let close = |(a, b): (&(&String, &f64), &(&String, &f64))| {
         a.0 == b.0 && (a.1 - b.1).abs() <= 1e-6 * b.1.abs().max(1.0)
     };
-    let mut pairs = metrics.map(|(a, b)| (a, b));
+    let mut pairs = metrics;
     if ranks[0].metrics.len() != solo.metrics.len() || !pairs.all(|(a, b)| close((&a, &b))) {
         line.problem = Some(format!(
             "metrics {:?}, {:?}",
