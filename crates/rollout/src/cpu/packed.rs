@@ -59,7 +59,6 @@ mod tests {
     use super::*;
     use crate::cpu::gemm::{Matrix, Scratch, linear};
     use half::bf16;
-    use kernels::elem::Elem;
     use tch::{Device, Kind};
 
     fn wave(size: &[i64], step: f64, kind: Kind) -> Tensor {
