@@ -50,16 +50,18 @@ fn killing_the_runner_leaves_no_process_and_the_next_run_heals() {
     let second = p.start(&[]);
     p.wait_for("child");
     let shell = p.read("child").trim().to_owned();
+    // A child that has not yet become `sleep` still shows its shell's command line.
     let sleep = || {
-        std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children")).unwrap_or_default()
+        std::fs::read_to_string(format!("/proc/{shell}/task/{shell}/children"))
+            .unwrap_or_default()
+            .split_whitespace()
+            .find(|pid| {
+                std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| c == b"sleep\x0030\0")
+            })
+            .map(|pid| pid.parse().unwrap())
     };
-    wait(|| sleep().split_whitespace().count() == 2, "sleep");
-    for pid in sleep().split_whitespace() {
-        let comm = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        if comm.contains("30") {
-            signal(pid.parse().unwrap(), libc::SIGTERM);
-        }
-    }
+    wait(|| sleep().is_some(), "sleep");
+    signal(sleep().unwrap(), libc::SIGTERM);
     let healed = collect(second);
     assert_eq!(
         (healed.code, healed.status("slow"), healed.status("next")),
