@@ -109,7 +109,11 @@ fn what_does_not_belong_is_refused_and_changes_nothing() {
     );
     assert!(refused(at, &model, sgd, Kind::Float).contains("optimizer AdamW"));
     assert!(refused(at, &model, adamw, Kind::BFloat16).contains("dtype Float"));
-    for name in ["optimizer.safetensors", "weights.safetensors", "state.json"] {
+    for name in [
+        "optimizer-0.safetensors",
+        "weights-0.safetensors",
+        "state.json",
+    ] {
         let path = at.join(name);
         let bytes = std::fs::read(&path).expect("written");
         std::fs::write(&path, &bytes[..bytes.len() / 2]).expect("cut short");
