@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use arch::Mesh;
+use arch::{Mesh, ModelConfig};
 use tch::Kind;
 use train::{CheckpointState, Groups, Optimizer, OptimizerConfig, Policy, PolicyConfig};
 
@@ -14,7 +14,33 @@ use crate::ranks::{self, Rank};
 
 const RANKS: usize = 8;
 
+/// Meshes of the model without experts, then those of the one with.
 fn meshes() -> Vec<Mesh> {
+    let mut all = dense();
+    let one = Mesh::solo();
+    all.extend([
+        Mesh { ep: 2, ..one },
+        Mesh { ep: 4, ..one },
+        Mesh {
+            dp_shard: 2,
+            ep: 2,
+            ..one
+        },
+        Mesh {
+            tp: 2,
+            ep: 2,
+            ..one
+        },
+        Mesh { dp_shard: 3, ..one },
+    ]);
+    all
+}
+
+fn has_experts(mesh: usize) -> bool {
+    mesh >= dense().len()
+}
+
+fn dense() -> Vec<Mesh> {
     let one = Mesh::solo();
     vec![
         Mesh::replicated(2),
@@ -59,12 +85,38 @@ fn meshes() -> Vec<Mesh> {
     ]
 }
 
-fn policy(groups: std::rc::Rc<Groups>) -> Policy {
+/// Five experts beside a layer with an MLP; tied.
+fn experts() -> ModelConfig {
+    ModelConfig::from_json(
+        r#"{"model_type": "qwen3_moe", "vocab_size": 61, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 10,
+        "num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 12,
+        "mlp_only_layers": [1], "norm_topk_prob": false, "max_position_embeddings": 256,
+        "rope_theta": 10000.0, "initializer_range": 0.15, "tie_word_embeddings": true}"#,
+    )
+    .expect("a good configuration")
+}
+
+fn policy(has_experts: bool, groups: std::rc::Rc<Groups>) -> Policy {
+    let model = if has_experts {
+        experts()
+    } else {
+        cases::tied()
+    };
     let config = PolicyConfig {
         kind: Kind::BFloat16,
         ..PolicyConfig::default()
     };
-    cases::policy_of(&cases::tied(), config, groups)
+    cases::policy_of(&model, config, groups)
+}
+
+/// Where one process saved what a mesh starts from.
+fn solo(mesh: usize) -> &'static str {
+    if has_experts(mesh) {
+        "solo-experts"
+    } else {
+        "solo"
+    }
 }
 
 fn optimizer() -> Optimizer {
@@ -101,15 +153,17 @@ fn bytes(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 /// Which pairs this run tries: every mesh after the one before it, from and to two fixed ones, and
-/// one pair by chance.
+/// one pair by chance; with experts all.
 fn pairs(seed: u64) -> Vec<(usize, usize)> {
-    let n = meshes().len();
+    let n = dense().len();
     let mut out: Vec<(usize, usize)> = (0..n).map(|i| (i, (i + 1) % n)).collect();
     for hub in [3, 11] {
         out.extend((0..n).map(|i| (hub, i)));
         out.extend((0..n).map(|i| (i, hub)));
     }
     out.push((seed as usize % n, (seed / 97) as usize % n));
+    let with = n..meshes().len();
+    out.extend(with.clone().flat_map(|a| with.clone().map(move |b| (a, b))));
     out.sort_unstable();
     out.dedup();
     out
@@ -127,8 +181,8 @@ pub fn rank(rank: &Rank) {
     let at = |name: String| rank.dir.join(name);
     for (i, groups) in groups.iter().enumerate() {
         let Some(groups) = groups else { continue };
-        let (mut policy, mut optimizer) = (policy(groups.clone()), optimizer());
-        let state = policy.load_checkpoint(&at("solo".into()), &mut optimizer);
+        let (mut policy, mut optimizer) = (policy(has_experts(i), groups.clone()), optimizer());
+        let state = policy.load_checkpoint(&at(solo(i).into()), &mut optimizer);
         assert_eq!(state.expect("loaded").step, 3);
         save(&policy, &optimizer, &at(format!("mesh{i}")));
     }
@@ -136,7 +190,7 @@ pub fn rank(rank: &Rank) {
         // rank 0 is on every mesh and waits for the last of the first in save_checkpoint
         let Some(groups) = &groups[to] else { continue };
         groups.world.barrier("pair").expect("all there");
-        let (mut policy, mut optimizer) = (policy(groups.clone()), optimizer());
+        let (mut policy, mut optimizer) = (policy(has_experts(to), groups.clone()), optimizer());
         wait_for(&at(format!("mesh{from}/state.json")));
         let loaded = policy.load_checkpoint(&at(format!("mesh{from}")), &mut optimizer);
         loaded.expect("loaded");
@@ -145,7 +199,7 @@ pub fn rank(rank: &Rank) {
     // resumed, or not, on the same mesh
     for i in [1, 2, 4] {
         let Some(groups) = &groups[i] else { continue };
-        let (mut policy, mut optimizer) = (policy(groups.clone()), optimizer());
+        let (mut policy, mut optimizer) = (policy(false, groups.clone()), optimizer());
         for seed in 0..4 {
             step(&mut policy, &mut optimizer, seed);
             if seed == 1 {
@@ -154,7 +208,7 @@ pub fn rank(rank: &Rank) {
         }
         save(&policy, &optimizer, &at(format!("whole{i}")));
         groups.world.barrier("half").expect("all there");
-        let (mut policy, mut optimizer) = (self::policy(groups.clone()), self::optimizer());
+        let (mut policy, mut optimizer) = (self::policy(false, groups.clone()), self::optimizer());
         let half = policy.load_checkpoint(&at(format!("half{i}")), &mut optimizer);
         half.expect("loaded");
         for seed in 2..4 {
@@ -190,11 +244,13 @@ fn any_mesh_resumes_what_any_other_saved_byte_for_byte() {
     let seed = u64::from(now.subsec_nanos());
     println!("seed {seed}");
     std::fs::write(dir.path().join("seed"), seed.to_string()).expect("written");
-    let (mut solo, mut solo_optimizer) = (policy(Groups::solo()), optimizer());
-    for seed in 0..3 {
-        step(&mut solo, &mut solo_optimizer, seed);
+    for i in [0, dense().len()] {
+        let (mut policy, mut optimizer) = (policy(has_experts(i), Groups::solo()), optimizer());
+        for seed in 0..3 {
+            step(&mut policy, &mut optimizer, seed);
+        }
+        save(&policy, &optimizer, &dir.path().join(solo(i)));
     }
-    save(&solo, &solo_optimizer, &dir.path().join("solo"));
     ranks::finish(ranks::start(
         "checkpoints",
         RANKS,
@@ -202,10 +258,10 @@ fn any_mesh_resumes_what_any_other_saved_byte_for_byte() {
         dir.path(),
     ));
 
-    let want = bytes(&dir.path().join("solo"));
     for (i, mesh) in meshes().into_iter().enumerate() {
         // back to one process: the same weights and moments
-        let (mut policy, mut optimizer) = (policy(Groups::solo()), optimizer());
+        let want = bytes(&dir.path().join(solo(i)));
+        let (mut policy, mut optimizer) = (policy(has_experts(i), Groups::solo()), optimizer());
         let from = dir.path().join(format!("mesh{i}"));
         policy
             .load_checkpoint(&from, &mut optimizer)
@@ -237,7 +293,7 @@ fn any_mesh_resumes_what_any_other_saved_byte_for_byte() {
         );
         assert!(bytes(&at("half")) != bytes(&at("whole")));
         // what all ranks export together is what one process exports of the checkpoint
-        let (mut policy, mut optimizer) = (policy(Groups::solo()), optimizer());
+        let (mut policy, mut optimizer) = (policy(false, Groups::solo()), optimizer());
         policy
             .load_checkpoint(&at("whole"), &mut optimizer)
             .expect("loaded");
