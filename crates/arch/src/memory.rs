@@ -11,7 +11,7 @@
 //! | masters | 4 per stored element when computing in bf16 |
 //! | gradients | 4 per stored element |
 //! | optimizer | 8 per stored element (AdamW's two moments), 0 for SGD |
-//! | gathered | where shards are gathered: twice the largest unit in compute kind (one in use, the next on its way), and its gradient in compute kind and in fp32 on the way to its shards; else the largest segment's gradient in compute kind, if that is not fp32 |
+//! | gathered | where shards are gathered: twice the largest segment in compute kind (one in use, the next on its way) and its gradient in compute kind and in fp32 on the way to its shards, or the LM matrix and the largest segment; elsewhere the largest segment's gradient in compute kind, if that is not fp32 |
 //! | activations | what each segment keeps for its backward (below), and the working set of one segment's backward |
 //! | logits | `C V (4 + 4)` for a chunk of `C` rows, `V h 4` for the LM matrix's gradient, and `2 R h b` |
 //! | rollout | the rollout's cache of keys and values, `8 V` for each sequence that it samples for, and, where training shards the weights, `b` per element of its own copy |
@@ -29,8 +29,11 @@
 //! - experts: `b (R h + N h) + 4 N E + b k N (2 h + 3 m)` for `k` of `E` experts to a row, of width
 //!   `m`: the rows sorted by expert go in and out.
 //!
-//! In a step of a single microbatch, gradients come into being as activations go: before the first of
-//! them all activations are there, and when the last one is, only one segment's.
+//! These are not all there at one time. The peak is the highest of three moments: at the head (all
+//! activations, the LM matrix, the next unit, logits), in a segment's backward (all activations, its
+//! working set, two units, its gradient on the way), and at the embedding's gradient (which is as
+//! large as the embedding, when activations are gone). In a step of a single microbatch the
+//! gradients come into being as activations go, so at the first two moments they are not there yet.
 //!
 //! With `selective` activation checkpointing an MLP keeps its input alone, with `full` every
 //! segment does, and one segment at a time is computed again. A pipeline stage keeps this for each
@@ -131,8 +134,9 @@ pub struct Memory {
     pub rollout: u64,
     /// Of these, in CPU memory.
     pub host: u64,
-    /// Of the gradients and activations, what never exists together.
-    pub apart: u64,
+    /// The most that gathered parameters, activations and logits need at one time, beyond what the
+    /// gradients that do not exist then leave free.
+    pub working: u64,
 }
 
 impl Memory {
@@ -143,8 +147,7 @@ impl Memory {
 
     /// The most at one time on the device.
     pub fn peak(&self) -> u64 {
-        let training = self.gathered + self.activations + self.logits;
-        self.state() - self.host + (training - self.apart).max(self.rollout)
+        self.state() - self.host + self.working.max(self.rollout)
     }
 }
 
@@ -218,20 +221,24 @@ impl<'a> Table<'a> {
         let optimizer = 4 * load.moments as u64 * stored;
         let (kept, working) = stage.activations();
         let logits = stage.logits();
-        let apart = if load.microbatches == 1 {
-            (4 * stored).min(kept + logits)
+        // gradients that are not there yet
+        let early = if load.microbatches == 1 {
+            4 * stored
         } else {
             0
         };
+        let head = (kept + stage.gathered_at_head() + logits).saturating_sub(early);
+        let back = (kept + working + stage.gathered_in_segments()).saturating_sub(early);
+        let end = stage.embedding_gradient();
         Memory {
             parameters: b * stored,
             masters,
             gradients: 4 * stored,
             optimizer,
-            gathered: stage.gathered(),
+            gathered: stage.gathered_in_segments().max(stage.gathered_at_head()),
             activations: kept + working,
             logits,
-            apart,
+            working: head.max(back).max(end),
             rollout: load.rollout.map_or(0, |r| stage.rollout(&r)),
             host: if load.offload {
                 // in fp32 the masters are what the forward computes with
@@ -246,7 +253,7 @@ impl<'a> Table<'a> {
     pub(crate) fn gathered_elements(&self, mesh: &Mesh) -> u64 {
         let nothing = Load::nothing();
         let stage = Stage::new(self, mesh, 0, &nothing);
-        stage.units.iter().filter(|u| u.1).map(|u| u.0).sum()
+        stage.largest().2
     }
 
     /// Elements of the matrices of a mean layer that a token is multiplied with: attention's, and
@@ -280,9 +287,18 @@ struct Stage<'a> {
     pieces: Vec<Range<usize>>,
     /// Elements stored.
     stored: u64,
-    /// Elements of each unit as it is computed with, and whether it is gathered for that. A
-    /// segment's experts travel apart from its other parameters.
-    units: Vec<(u64, bool)>,
+    units: Vec<Unit>,
+}
+
+/// Parameters that travel together. A segment's experts travel apart from its other parameters.
+#[derive(Debug, Clone, Copy)]
+struct Unit {
+    /// Elements that the rank computes with.
+    elements: u64,
+    /// Whether they are gathered for that.
+    gathered: bool,
+    /// Of a layer, not of the vocabulary.
+    inner: bool,
 }
 
 impl<'a> Stage<'a> {
@@ -317,8 +333,12 @@ impl<'a> Stage<'a> {
             let whole = (count * shape[0] * rest) as u64;
             let unit = (line.def.segment, expert);
             match stage.units.last_mut() {
-                Some(sum) if last == Some(unit) => sum.0 += whole,
-                _ => stage.units.push((whole, parts > 1)),
+                Some(sum) if last == Some(unit) => sum.elements += whole,
+                _ => stage.units.push(Unit {
+                    elements: whole,
+                    gathered: parts > 1,
+                    inner: !matches!(line.def.role, Role::Embed | Role::Head),
+                }),
             }
             last = Some(unit);
         }
@@ -350,23 +370,63 @@ impl<'a> Stage<'a> {
         }
     }
 
-    fn gathered(&self) -> u64 {
-        let b = self.load.element as u64;
+    /// Units of segments, the embedding and the LM matrix apart: the largest that is gathered and
+    /// the largest that is not; and all that is gathered.
+    fn largest(&self) -> (u64, u64, u64) {
+        let inner = self.units.iter().filter(|u| u.inner);
         let most = |gathered: bool| {
-            let units = self.units.iter().filter(|u| u.1 == gathered);
-            units.map(|u| u.0).max().unwrap_or(0)
+            let units = inner.clone().filter(|u| u.gathered == gathered);
+            units.map(|u| u.elements).max().unwrap_or(0)
         };
-        let all: u64 = self.units.iter().filter(|u| u.1).map(|u| u.0).sum();
-        let largest = most(true);
+        let gathered = self.units.iter().filter(|u| u.gathered);
+        (most(true), most(false), gathered.map(|u| u.elements).sum())
+    }
+
+    /// The embedding or the LM matrix of this stage, and whether it is gathered.
+    fn vocabulary(&self, last: bool) -> (u64, bool) {
+        let mut ends = self.units.iter().filter(|u| !u.inner);
+        let found = if last { ends.next_back() } else { ends.next() };
+        found.map_or((0, false), |u| (u.elements, u.gathered))
+    }
+
+    /// While segments run: one in use and the next on its way (all, if they are kept), and a
+    /// gradient on the way to its shards.
+    fn gathered_in_segments(&self) -> u64 {
+        let b = self.load.element as u64;
+        let (largest, whole, all) = self.largest();
         let parameters = if self.load.reshard {
             2 * largest
         } else {
-            // what is whole stays; one more is on its way
             all + largest
         };
         let narrow = if b == 4 { 0 } else { b };
-        let on_the_way = ((narrow + 4) * largest).max(narrow * most(false));
-        b * parameters + on_the_way
+        b * parameters + ((narrow + 4) * largest).max(narrow * whole)
+    }
+
+    /// At the head: the LM matrix and the unit that backward needs next.
+    fn gathered_at_head(&self) -> u64 {
+        if !self.is_last() {
+            return 0;
+        }
+        let b = self.load.element as u64;
+        let (largest, _, all) = self.largest();
+        match self.vocabulary(true) {
+            _ if !self.load.reshard => b * all,
+            (elements, true) => b * (elements + largest),
+            _ => b * largest,
+        }
+    }
+
+    /// The embedding's gradient in fp32, and once more on the way to its shards.
+    fn embedding_gradient(&self) -> u64 {
+        if self.index > 0 {
+            return 0;
+        }
+        let b = self.load.element as u64;
+        match self.vocabulary(false) {
+            (elements, true) => (b + 8) * elements,
+            (elements, false) => 4 * elements,
+        }
     }
 
     /// What one attention segment keeps beside its input.

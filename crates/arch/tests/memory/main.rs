@@ -142,6 +142,14 @@ fn each_axis_and_setting_saves_what_it_is_for() {
     assert_eq!(offload.host, base.masters + base.optimizer);
     assert_eq!(offload.peak(), base.peak() - offload.host);
 
+    // in a step of one microbatch gradients come as activations go
+    let one = Load {
+        microbatches: 1,
+        ..load(Keep::All)
+    };
+    let one = on(Mesh::solo(), one);
+    assert!(one.peak() < base.peak() && one.peak() > base.state());
+
     let whole_logits = Load {
         head_chunk: 8192,
         ..load(Keep::All)
@@ -253,15 +261,9 @@ fn peak_counts_the_larger_of_training_and_rollout() {
         logits: 64,
         rollout: 100,
         host: 10,
-        apart: 0,
+        working: 112,
     };
     assert_eq!(memory.peak(), 15 - 10 + 112);
-    let apart = Memory {
-        rollout: 0,
-        apart: 36,
-        ..memory
-    };
-    assert_eq!(apart.peak(), 15 - 10 + 112 - 36);
     let long = Memory {
         rollout: 200,
         ..memory
