@@ -4,7 +4,7 @@
 use half::bf16;
 use model::{Attend, Error, Layout, Libtorch, Ops};
 use tch::{Device, Kind, Tensor};
-use torch::autograd;
+use torch::autograd::record;
 
 use crate::Spans;
 use crate::cpu::{rms_norm, rope, swiglu};
@@ -201,28 +201,6 @@ mod linear {
     fn size(weight: &Tensor) -> [usize; 2] {
         [weight.size()[0] as usize, weight.size()[1] as usize]
     }
-}
-
-/// Ties `y` to `inputs` with a backward of one output, where a graph is being recorded.
-pub(crate) fn record(
-    inputs: &[&Tensor],
-    y: Tensor,
-    backward: impl FnOnce(Tensor) -> Vec<Option<Tensor>> + 'static,
-) -> Tensor {
-    if !autograd::wanted(inputs) {
-        return y;
-    }
-    let count = inputs.len();
-    let node = autograd::node(
-        inputs,
-        vec![y],
-        Box::new(move |mut grads| match grads.pop().flatten() {
-            Some(dy) => backward(dy),
-            None => (0..count).map(|_| None).collect(),
-        }),
-    );
-    // Fails only where libtorch cannot allocate a node, as its own operators would.
-    node.expect("libtorch records an autograd node").remove(0)
 }
 
 pub(crate) fn empty(like: &Tensor) -> Tensor {

@@ -54,10 +54,11 @@ mod avx512 {
     use half::bf16;
     use model::{AttendSpec, Layout};
     use tch::{Kind, Tensor};
+    use torch::autograd::record;
 
     use crate::cpu::attention::{Family, Piece, Shape, backward, forward};
     use crate::cpu::simd::{Cell, available};
-    use crate::ops::{empty, kernel_kind, read, record, write};
+    use crate::ops::{empty, kernel_kind, read, write};
 
     /// A layout as the kernel takes it.
     #[derive(Debug)]

@@ -11,10 +11,18 @@ const STAGES: [&str; 3] = ["sft", "dpo", "grpo"];
 /// Long enough that a kill lands in the middle.
 const LONG: [&str; 2] = ["-S", "steps=400"];
 
+const LONG_RUN: [&str; 6] = [
+    "run",
+    "recipe.toml",
+    LONG[0],
+    LONG[1],
+    "--events",
+    "events.jsonl",
+];
+
 fn run_long(project: &Project) -> product_tests::Ended {
     let _ = fs::remove_file(project.path("events.jsonl"));
-    let args = ["run", "recipe.toml", LONG[0], LONG[1]];
-    project.recipe(&[args.as_slice(), &["--events", "events.jsonl"]].concat())
+    project.recipe(&LONG_RUN)
 }
 
 /// The artifact digests of the stages, by `run --json` of what is all reused.
@@ -36,16 +44,7 @@ fn digests(project: &Project) -> Vec<(String, String)> {
 fn start_until_checkpoint(project: &Project, stage: &str) -> Child {
     let events = project.path("events.jsonl");
     let _ = fs::remove_file(&events);
-    let args = [
-        "run",
-        "recipe.toml",
-        LONG[0],
-        LONG[1],
-        "--events",
-        "events.jsonl",
-        stage,
-    ];
-    let mut child = project.start(&args);
+    let mut child = project.start(&[LONG_RUN.as_slice(), &[stage]].concat());
     wait_for(&format!("checkpoint of {stage}"), || {
         if let Some(status) = child.try_wait().expect("a child") {
             let log = project.recipe(&["logs", "last", stage]).stdout;
@@ -128,15 +127,7 @@ fn a_killed_runner_or_worker_changes_no_bit() {
         let before = steps(&broken, stage);
         fs::remove_file(broken.path("events.jsonl")).expect("events");
         broken
-            .recipe(&[
-                "run",
-                "recipe.toml",
-                LONG[0],
-                LONG[1],
-                "--events",
-                "events.jsonl",
-                stage,
-            ])
+            .recipe(&[LONG_RUN.as_slice(), &[stage]].concat())
             .expect(0);
         let step = resumed_from(&broken, stage).expect("it went on from a checkpoint");
         assert!(step >= 2, "{stage} resumed at {step}");

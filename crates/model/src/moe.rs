@@ -8,7 +8,7 @@
 use crate::{Context, Ops};
 use arch::ModelConfig;
 use tch::{Kind, Tensor};
-use torch::autograd;
+use torch::autograd::record;
 
 /// Brings rows to their experts and back.
 pub trait Dispatch {
@@ -243,26 +243,4 @@ pub fn reorder(x: &Tensor, order: &Tensor, inverse: &Tensor) -> Tensor {
     let y = tch::no_grad(|| x.detach().index_select(0, order));
     let inverse = inverse.shallow_clone();
     record(&[x], y, move |dy| vec![Some(dy.index_select(0, &inverse))])
-}
-
-/// Makes `y`, computed without a graph, a function of `inputs`.
-fn record(
-    inputs: &[&Tensor],
-    y: Tensor,
-    backward: impl FnOnce(Tensor) -> Vec<Option<Tensor>> + 'static,
-) -> Tensor {
-    if !autograd::wanted(inputs) {
-        return y;
-    }
-    let count = inputs.len();
-    let node = autograd::node(
-        inputs,
-        vec![y],
-        Box::new(move |mut grads| match grads.pop().flatten() {
-            Some(dy) => backward(dy),
-            None => (0..count).map(|_| None).collect(),
-        }),
-    );
-    // Fails only where libtorch cannot allocate a node, as its own operators would.
-    node.expect("libtorch records an autograd node").remove(0)
 }

@@ -52,6 +52,31 @@ pub fn node(
     Ok(outs.into_iter().map(|t| unsafe { ffi::own(t) }).collect())
 }
 
+/// Makes `y`, computed without a graph, a function of `inputs` where a graph is being recorded.
+/// `backward` gives one gradient per input from that of `y`; it is not called where none arrives.
+///
+/// # Panics
+/// Where libtorch cannot allocate a node, as its own operators would.
+pub fn record(
+    inputs: &[&Tensor],
+    y: Tensor,
+    backward: impl FnOnce(Tensor) -> Vec<Option<Tensor>> + 'static,
+) -> Tensor {
+    if !wanted(inputs) {
+        return y;
+    }
+    let count = inputs.len();
+    let node = node(
+        inputs,
+        vec![y],
+        Box::new(move |mut grads| match grads.pop().flatten() {
+            Some(dy) => backward(dy),
+            None => (0..count).map(|_| None).collect(),
+        }),
+    );
+    node.expect("libtorch records an autograd node").remove(0)
+}
+
 /// `torch.autograd.grad`: gradients of `sum_i <outputs[i], grads[i]>` with respect to `inputs`;
 /// `None` where an input is not reached. Accumulates nothing into `.grad`.
 pub fn vjp(

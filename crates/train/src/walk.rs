@@ -89,9 +89,31 @@ impl<'a> Batch<'a> {
         piece + 1 == self.pieces.len()
     }
 
-    /// What comes in where no boundary does: token ids.
-    fn input(&self, boundary: Option<Tensor>, microbatch: usize) -> Tensor {
-        boundary.unwrap_or_else(|| self.laid(microbatch).batch.tokens.shallow_clone())
+    /// A piece's segments, and what they run on: token ids where no boundary comes in.
+    fn enter(
+        &self,
+        piece: usize,
+        microbatch: usize,
+        boundary: Option<Tensor>,
+    ) -> (Range<usize>, Tensor, &Laid) {
+        let laid = self.laid(microbatch);
+        let input = boundary.unwrap_or_else(|| laid.batch.tokens.shallow_clone());
+        (self.pieces[piece].clone(), input, laid)
+    }
+
+    /// Runs `with` on the LM matrix and its name. Ranks that share its shards gather it together,
+    /// those without rows too.
+    fn with_lm_matrix<T>(
+        &self,
+        with: impl FnOnce(&str, &Tensor) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let sharded = &self.policy.sharded;
+        let name = self.engine.decoder.lm_head_name();
+        let matrix = sharded.gather_one(name)?;
+        let out = with(name, &matrix)?;
+        drop(matrix);
+        sharded.release_one(name);
+        Ok(out)
     }
 
     fn boundary(&self, piece: usize, microbatch: usize) -> Tensor {
@@ -114,21 +136,18 @@ struct Training<'a, 'b> {
 }
 
 impl Training<'_, '_> {
-    /// The gradient of the last hidden states. Ranks that share the LM matrix's shards gather it
-    /// together, those without rows too.
+    /// The gradient of the last hidden states.
     fn head(&mut self, hidden: &Tensor, laid: &Laid) -> Result<Tensor, Error> {
-        let sharded = &self.batch.policy.sharded;
-        let name = self.batch.engine.decoder.lm_head_name();
-        let matrix = sharded.gather_one(name)?;
-        let d_hidden = if laid.rows == 0 {
-            hidden.zeros_like()
-        } else {
-            let pulled = (self.head)(hidden, &matrix, laid)?;
+        let batch = self.batch;
+        let d_hidden = batch.with_lm_matrix(|name, matrix| {
+            if laid.rows == 0 {
+                return Ok(hidden.zeros_like());
+            }
+            let pulled = (self.head)(hidden, matrix, laid)?;
             self.grads.add(name, pulled.weight)?;
-            pulled.hidden
-        };
-        drop(matrix);
-        sharded.release_one(name);
+            Ok(pulled.hidden)
+        })?;
+        let name = batch.engine.decoder.lm_head_name();
         self.grads.done(&[name.to_owned()])?;
         Ok(d_hidden)
     }
@@ -148,9 +167,7 @@ impl Chunks for Training<'_, '_> {
         input: Option<Tensor>,
     ) -> Result<Option<Tensor>, Error> {
         let batch = self.batch;
-        let laid = batch.laid(microbatch);
-        let input = batch.input(input, microbatch);
-        let range = batch.pieces[piece].clone();
+        let (range, input, laid) = batch.enter(piece, microbatch, input);
         let walk = batch.engine.forward_range(range, input, &laid.batch)?;
         let output = if batch.is_last(piece) {
             let d_hidden = self.head(walk.output(), laid)?;
@@ -198,9 +215,7 @@ impl Chunks for Inference<'_, '_> {
         input: Option<Tensor>,
     ) -> Result<Option<Tensor>, Error> {
         let batch = self.batch;
-        let laid = batch.laid(microbatch);
-        let input = batch.input(input, microbatch);
-        let range = batch.pieces[piece].clone();
+        let (range, input, laid) = batch.enter(piece, microbatch, input);
         let output = batch.engine.infer_range(range, input, &laid.batch)?;
         if !batch.is_last(piece) {
             return Ok(Some(output));
@@ -208,14 +223,10 @@ impl Chunks for Inference<'_, '_> {
         let Some(head) = &mut self.head else {
             return Ok(None);
         };
-        let sharded = &batch.policy.sharded;
-        let name = batch.engine.decoder.lm_head_name();
-        let matrix = sharded.gather_one(name)?;
-        if laid.rows > 0 {
-            head(&output, &matrix, laid)?;
-        }
-        drop(matrix);
-        sharded.release_one(name);
+        batch.with_lm_matrix(|_, matrix| match laid.rows {
+            0 => Ok(()),
+            _ => head(&output, matrix, laid),
+        })?;
         Ok(None)
     }
 

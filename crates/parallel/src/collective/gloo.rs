@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
-use torch::dist::Store;
+use torch::dist::{Store, Work};
 
 use super::{Collective, Counts, Pending, report};
 use crate::Error;
@@ -233,11 +233,11 @@ impl Inner {
         }
     }
 
-    fn run(
+    fn run<T>(
         &self,
         call: &Call,
-        op: impl FnOnce(&torch::dist::Gloo) -> Result<(), torch::Error>,
-    ) -> Result<(), Error> {
+        op: impl FnOnce(&torch::dist::Gloo) -> Result<T, torch::Error>,
+    ) -> Result<T, Error> {
         op(&self.group).map_err(|e| {
             let line = call.line(self.calls.get(), &self.name);
             self.failure(line, call.collective, call.phase, &e)
@@ -264,7 +264,7 @@ impl Inner {
 fn pending(
     inner: &Rc<Inner>,
     call: &Call,
-    work: torch::dist::Work,
+    work: Work,
     staged: Tensor,
     out: Option<&Tensor>,
 ) -> Pending {
@@ -301,6 +301,45 @@ fn unstage(staged: &Tensor, out: &mut Tensor) {
 /// Message tag of what has a collective's order anyway.
 const TAG: u32 = 0;
 
+impl Gloo {
+    /// A collective that changes `tensor` itself.
+    fn in_place(
+        &self,
+        collective: &'static str,
+        tensor: &mut Tensor,
+        phase: &str,
+        op: impl FnOnce(&torch::dist::Gloo, &mut Tensor) -> Result<(), torch::Error>,
+    ) -> Result<(), Error> {
+        let seen = tensor.shallow_clone();
+        let call = Call {
+            collective,
+            phase,
+            tensor: &seen,
+        };
+        self.0.begin(&call)?;
+        let mut staged = host(tensor);
+        self.0.run(&call, |g| op(g, &mut staged))?;
+        unstage(&staged, tensor);
+        Ok(())
+    }
+
+    /// Starts a collective from `input` to `out`, which must have `want` elements.
+    fn start(
+        &self,
+        call: &Call,
+        out: &Tensor,
+        want: usize,
+        input: &Tensor,
+        op: impl FnOnce(&torch::dist::Gloo, &Tensor, &Tensor) -> Result<Work, torch::Error>,
+    ) -> Result<Pending, Error> {
+        self.0.sizes(out, want, call)?;
+        self.0.begin(call)?;
+        let (staged, input) = (host(out), host(input));
+        let work = self.0.run(call, |g| op(g, &staged, &input))?;
+        Ok(pending(&self.0, call, work, staged, Some(out)))
+    }
+}
+
 impl Collective for Gloo {
     fn name(&self) -> &str {
         &self.0.name
@@ -315,45 +354,21 @@ impl Collective for Gloo {
     }
 
     fn all_reduce_sum(&self, tensor: &mut Tensor, phase: &str) -> Result<(), Error> {
-        let seen = tensor.shallow_clone();
-        let call = Call {
-            collective: "all_reduce_sum",
-            phase,
-            tensor: &seen,
-        };
-        self.0.begin(&call)?;
-        let mut staged = host(tensor);
-        self.0.run(&call, |g| g.all_reduce_sum(&mut staged))?;
-        unstage(&staged, tensor);
-        Ok(())
+        self.in_place("all_reduce_sum", tensor, phase, |g, staged| {
+            g.all_reduce_sum(staged)
+        })
     }
 
     fn all_reduce_max(&self, tensor: &mut Tensor, phase: &str) -> Result<(), Error> {
-        let seen = tensor.shallow_clone();
-        let call = Call {
-            collective: "all_reduce_max",
-            phase,
-            tensor: &seen,
-        };
-        self.0.begin(&call)?;
-        let mut staged = host(tensor);
-        self.0.run(&call, |g| g.all_reduce_max(&mut staged))?;
-        unstage(&staged, tensor);
-        Ok(())
+        self.in_place("all_reduce_max", tensor, phase, |g, staged| {
+            g.all_reduce_max(staged)
+        })
     }
 
     fn broadcast(&self, tensor: &mut Tensor, root: usize, phase: &str) -> Result<(), Error> {
-        let seen = tensor.shallow_clone();
-        let call = Call {
-            collective: "broadcast",
-            phase,
-            tensor: &seen,
-        };
-        self.0.begin(&call)?;
-        let mut staged = host(tensor);
-        self.0.run(&call, |g| g.broadcast(&mut staged, root))?;
-        unstage(&staged, tensor);
-        Ok(())
+        self.in_place("broadcast", tensor, phase, |g, staged| {
+            g.broadcast(staged, root)
+        })
     }
 
     fn all_gather(&self, out: &mut Tensor, input: &Tensor, phase: &str) -> Result<(), Error> {
@@ -371,16 +386,10 @@ impl Collective for Gloo {
             phase,
             tensor: out,
         };
-        self.0.sizes(out, input.numel() * self.size(), &call)?;
-        self.0.begin(&call)?;
-        let (staged, input) = (host(out), host(input));
-        let mut work = None;
-        self.0.run(&call, |g| {
-            work = Some(g.all_gather_start(&staged, &input)?);
-            Ok(())
-        })?;
-        let work = work.expect("started");
-        Ok(pending(&self.0, &call, work, staged, Some(out)))
+        let want = input.numel() * self.size();
+        self.start(&call, out, want, input, |g, out, input| {
+            g.all_gather_start(out, input)
+        })
     }
 
     fn reduce_scatter(&self, out: &mut Tensor, input: &Tensor, phase: &str) -> Result<(), Error> {
@@ -398,16 +407,10 @@ impl Collective for Gloo {
             phase,
             tensor: input,
         };
-        self.0.sizes(out, input.numel() / self.size(), &call)?;
-        self.0.begin(&call)?;
-        let (staged, input) = (host(out), host(input));
-        let mut work = None;
-        self.0.run(&call, |g| {
-            work = Some(g.reduce_scatter_start(&staged, &input)?);
-            Ok(())
-        })?;
-        let work = work.expect("started");
-        Ok(pending(&self.0, &call, work, staged, Some(out)))
+        let want = input.numel() / self.size();
+        self.start(&call, out, want, input, |g, out, input| {
+            g.reduce_scatter_start(out, input)
+        })
     }
 
     fn all_to_all(
@@ -445,12 +448,7 @@ impl Collective for Gloo {
         self.0.calls.set(self.0.calls.get() + 1);
         self.0.net.counts.add(&self.0.name, "send", tensor);
         let staged = host(tensor);
-        let mut work = None;
-        self.0.run(&call, |g| {
-            work = Some(g.send_start(&staged, to, TAG)?);
-            Ok(())
-        })?;
-        let work = work.expect("started");
+        let work = self.0.run(&call, |g| g.send_start(&staged, to, TAG))?;
         Ok(pending(&self.0, &call, work, staged, None))
     }
 
