@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// A flat namespace of objects.
 pub trait Backend: Send + Sync {
@@ -40,6 +40,22 @@ pub trait Backend: Send + Sync {
 
     /// Calls `each(path, size)` for all objects below `prefix`, in no particular order.
     fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64) -> Result<()>) -> Result<()>;
+
+    /// The objects below `prefix`, or `None` when there are more than `limit`.
+    fn list_at_most(&self, prefix: &str, limit: usize) -> Result<Option<Vec<(String, u64)>>> {
+        let mut found = Vec::new();
+        let mut over = false;
+        let listed = self.list(prefix, &mut |path, size| {
+            over = found.len() == limit;
+            found.push((path.to_owned(), size));
+            // any error ends a listing
+            if over { Err(Error::enough()) } else { Ok(()) }
+        });
+        if over {
+            return Ok(None);
+        }
+        listed.map(|()| Some(found))
+    }
 
     /// The names directly below `prefix`, files and folders alike, in no particular order.
     fn children(&self, prefix: &str) -> Result<Vec<String>>;

@@ -122,6 +122,14 @@ impl Error {
         matches!(self, Error::Io { source, .. } if matches!(source.kind(), StorageFull | QuotaExceeded))
     }
 
+    /// Ends a listing early; never seen by a caller.
+    pub(crate) fn enough() -> Error {
+        Error::BadUrl {
+            url: String::new(),
+            why: "enough was listed".into(),
+        }
+    }
+
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
         move |source| Error::Io {
             action,

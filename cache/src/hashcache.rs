@@ -31,7 +31,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::Digest;
 use crate::error::{Error, Result};
-use crate::local::{set_mode, with_parent};
+use crate::local::{replace_file, with_parent};
 
 const RECORD: usize = 88;
 const MAGIC: &[u8; 16] = b"recipe-hashes-1\n";
@@ -43,7 +43,7 @@ const COARSE_TICK_NS: i64 = 2_000_000_000;
 const SETTLED_NS: i64 = 3600 * 1_000_000_000;
 
 /// Which content a file holds, as far as its metadata can tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileId {
     pub dev: u64,
     pub ino: u64,
@@ -62,6 +62,27 @@ impl FileId {
             mtime_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
             ctime_ns: meta.ctime() * 1_000_000_000 + meta.ctime_nsec(),
         }
+    }
+
+    /// As stored.
+    pub(crate) fn words(&self) -> [u64; 5] {
+        let times = [self.mtime_ns as u64, self.ctime_ns as u64];
+        [self.dev, self.ino, self.size, times[0], times[1]]
+    }
+
+    pub(crate) fn from_words([dev, ino, size, mtime, ctime]: [u64; 5]) -> FileId {
+        FileId {
+            dev,
+            ino,
+            size,
+            mtime_ns: mtime as i64,
+            ctime_ns: ctime as i64,
+        }
+    }
+
+    /// Whether a change after `now_ns` would show in the times.
+    pub(crate) fn settled_at(&self, now_ns: i64) -> bool {
+        self.wait(now_ns).is_zero()
     }
 
     /// How long after `now_ns` a hash may begin and be kept; zero when it may begin at once.
@@ -285,16 +306,10 @@ impl HashCache {
         for known in state.known.values() {
             bytes.extend_from_slice(&encode(known));
         }
-        let temporary = path.with_extension(crate::nonce());
-        let written = fs::write(&temporary, &bytes)
-            .and_then(|()| set_mode(&temporary, 0o644))
-            .and_then(|()| fs::rename(&temporary, path));
-        if written.is_err() {
-            let _ = fs::remove_file(&temporary);
-        }
+        let written = replace_file(path, &bytes);
         state.on_disk = state.known.len();
         drop(held);
-        written.map_err(Error::io("write", path))
+        written
     }
 
     fn loaded(&self) -> MutexGuard<'_, State> {
@@ -387,15 +402,7 @@ fn check(record: &[u8]) -> u64 {
 
 fn encode(known: &Known) -> [u8; RECORD] {
     let mut bytes = [0u8; RECORD];
-    let id = &known.id;
-    let words = [
-        id.dev,
-        id.ino,
-        id.size,
-        id.mtime_ns as u64,
-        id.ctime_ns as u64,
-        known.boot,
-    ];
+    let words = known.id.words().into_iter().chain([known.boot]);
     for (slot, word) in bytes.chunks_exact_mut(8).zip(words) {
         slot.copy_from_slice(&word.to_le_bytes());
     }
@@ -410,13 +417,7 @@ fn decode(record: &[u8]) -> Option<Known> {
     if word(10) != check(record) {
         return None;
     }
-    let id = FileId {
-        dev: word(0),
-        ino: word(1),
-        size: word(2),
-        mtime_ns: word(3) as i64,
-        ctime_ns: word(4) as i64,
-    };
+    let id = FileId::from_words([0, 1, 2, 3, 4].map(word));
     let digest = Digest(record[48..80].try_into().ok()?);
     Some(Known {
         id,
@@ -425,7 +426,7 @@ fn decode(record: &[u8]) -> Option<Known> {
     })
 }
 
-fn now_ns() -> i64 {
+pub(crate) fn now_ns() -> i64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_nanos() as i64)

@@ -11,7 +11,7 @@
 //! | `checkpoints/<key>/<n>/<step>` | a committed step | resume | `checkpoints` |
 //! | `runs/<id>/..`, `pins/<name>` | records, pins | for people | `runs` |
 //! | `format` | the layout's version | a later program can tell | `store` |
-//! | `local/..` | hash cache, locks, temporary files | local stores only | `hashcache`, `local` |
+//! | `local/..` | hash cache, what runs asked, locks, temporary files | local stores only | `hashcache`, `view`, `local` |
 //!
 //! What keeps it from lying: records carry their own digest and place; content is named by digest
 //! and looked at before it is served; an attempt ends by one create-if-absent, which either its
@@ -49,6 +49,7 @@ mod hashcache;
 mod local;
 mod lock;
 mod manifest;
+mod memo;
 mod protocol;
 mod record;
 mod remote;
@@ -56,6 +57,7 @@ mod runs;
 mod store;
 mod tree;
 mod verify;
+mod view;
 
 pub use backend::Backend;
 pub use blobs::Ingest;
@@ -66,12 +68,14 @@ pub use hashcache::{FileId, HashCache};
 pub use local::Local;
 pub use lock::{Heart, Liveness, Watch};
 pub use manifest::{Entry, Manifest};
+pub use memo::Brief;
 pub use protocol::{Claim, Claimed, Published, Sealing};
 pub use record::{Checkpoint, ClaimRecord, Cost, Ending, Reason, ResultRecord};
 pub use remote::Remote;
 pub use store::Store;
 pub use tree::{Intact, Link};
 pub use verify::{Count, Problem, ProblemKind, Report, Stat};
+pub use view::View;
 
 /// 128 random bits as hexadecimal digits: a name that nobody else has.
 fn nonce() -> String {

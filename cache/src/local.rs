@@ -122,6 +122,16 @@ pub fn with_parent<T>(path: &Path, action: impl Fn() -> io::Result<T>) -> io::Re
     result
 }
 
+/// Puts `bytes` in the place of the file at `path`; it is never there in part.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = Temporary {
+        path: path.with_extension(nonce()),
+    };
+    with_parent(path, || fs::write(&temporary.path, bytes))
+        .and_then(|()| fs::rename(&temporary.path, path))
+        .map_err(Error::io("write", path))
+}
+
 /// Makes a rename in `path`'s folder survive a power loss.
 pub fn sync_parent(path: &Path) -> Result<()> {
     let parent = path.parent().unwrap_or(Path::new("/"));

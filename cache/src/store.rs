@@ -25,6 +25,8 @@ pub struct Store {
     /// The same place as `backend`, when it is a local directory.
     pub(crate) local: Option<Arc<Local>>,
     pub(crate) hashes: Arc<HashCache>,
+    /// A folder of this machine for a store that is not local.
+    pub(crate) beside: Option<PathBuf>,
     pub(crate) paranoid: bool,
     pub(crate) ttl: Duration,
     /// Remote blobs that this process has sent: while they are there they are not sent again.
@@ -44,7 +46,7 @@ impl Store {
             return Store::open_local(&path);
         }
         let remote = Remote::open(at)?;
-        Store::with_backend(Arc::new(remote), outside_cache())
+        Store::with_backend(Arc::new(remote), user_cache())
     }
 
     /// Opens a local directory.
@@ -52,21 +54,22 @@ impl Store {
         Store::with_backend(Arc::new(Local::open(root)?), None)
     }
 
-    /// Uses a backend of one's own. `hashes`: where the hash cache of a store that is not local
-    /// persists; none keeps it in memory.
-    pub fn with_backend(backend: Arc<dyn Backend>, hashes: Option<PathBuf>) -> Result<Store> {
+    /// Uses a backend of one's own. `beside`: the folder where a store that is not local keeps what
+    /// it knows of local files and of earlier runs; with none it is kept in memory.
+    pub fn with_backend(backend: Arc<dyn Backend>, beside: Option<PathBuf>) -> Result<Store> {
         let local = match backend.local() {
             Some(root) => Some(Arc::new(Local::open(root)?)),
             None => None,
         };
         let hashes = match &local {
             Some(_) => backend.file("local/hashes"),
-            None => hashes,
+            None => beside.as_ref().map(|folder| folder.join("hashes")),
         };
         let store = Store {
             backend,
             local,
             hashes: Arc::new(HashCache::new(hashes)),
+            beside,
             paranoid: false,
             ttl: TTL,
             sent: Arc::default(),
@@ -172,11 +175,11 @@ fn local_path(at: &str) -> Result<Option<PathBuf>> {
         .map_err(|()| bad("it names no path on this machine"))
 }
 
-/// Where digests of local files are kept beside a remote store.
-fn outside_cache() -> Option<PathBuf> {
+/// Where this machine keeps what it knows beside a remote store.
+fn user_cache() -> Option<PathBuf> {
     let base = std::env::var_os("XDG_CACHE_HOME")
         .map(PathBuf::from)
         .filter(|p| p.is_absolute());
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    Some(base.or_else(home)?.join("recipe").join("hashes"))
+    Some(base.or_else(home)?.join("recipe"))
 }

@@ -11,6 +11,7 @@ use crate::blobs::{Found, Ingest, path_of};
 use crate::error::{Error, Result};
 use crate::local;
 use crate::manifest::{Entry, Manifest};
+use crate::memo::Blobs;
 use crate::nonce;
 use crate::store::Store;
 
@@ -35,6 +36,20 @@ pub enum Intact {
 impl Intact {
     pub fn is_yes(&self) -> bool {
         *self == Intact::Yes
+    }
+
+    /// What a look at a blob of an artifact means; `size`: what a manifest says of it.
+    pub(crate) fn from_look(blob: &Digest, size: Option<u64>, found: Found) -> Intact {
+        let digest = *blob;
+        match (found, size) {
+            (Found::Good(has), Some(said)) if has != said => Intact::Corrupt {
+                digest,
+                why: format!("it has {has} bytes and its manifest says {said}"),
+            },
+            (Found::Good(_), _) => Intact::Yes,
+            (Found::Missing, _) => Intact::Missing { digest },
+            (Found::Corrupt(why), _) => Intact::Corrupt { digest, why },
+        }
     }
 }
 
@@ -156,40 +171,39 @@ impl Store {
     /// Local: each file's stat against its last hash; remote: presence and size; paranoid: hashes.
     /// What is missing or corrupt is reported, not an error: the stage that makes it runs again.
     pub fn artifact_intact(&self, artifact: &Digest) -> Result<Intact> {
+        Ok(self.intact_and_blobs(artifact)?.0)
+    }
+
+    /// The same, and the blobs that its manifest names when that can be read.
+    pub(crate) fn intact_and_blobs(&self, artifact: &Digest) -> Result<(Intact, Option<Blobs>)> {
         let manifest = match self.manifest(artifact) {
             Ok(manifest) => manifest,
-            Err(Error::Missing { digest, .. }) => return Ok(Intact::Missing { digest }),
+            Err(Error::Missing { digest, .. }) => return Ok((Intact::Missing { digest }, None)),
             Err(Error::Corrupt { why, .. }) => {
-                return Ok(Intact::Corrupt {
-                    digest: *artifact,
-                    why,
-                });
+                let digest = *artifact;
+                return Ok((Intact::Corrupt { digest, why }, None));
             }
             Err(e) => return Err(e),
         };
-        let width = if self.local.is_some() && manifest.files.len() < 64 {
-            1
-        } else {
-            self.width()
-        };
-        let looks = parallel(&manifest.files, width, |file| {
-            Ok(match self.look(&file.blob, self.paranoid)? {
-                Found::Good(size) if size == file.size => Intact::Yes,
-                Found::Good(size) => Intact::Corrupt {
-                    digest: file.blob,
-                    why: format!("it has {size} bytes and its manifest says {}", file.size),
-                },
-                Found::Missing => Intact::Missing { digest: file.blob },
-                Found::Corrupt(why) => Intact::Corrupt {
-                    digest: file.blob,
-                    why,
-                },
-            })
-        })?;
-        Ok(looks
-            .into_iter()
-            .find(|look| !look.is_yes())
-            .unwrap_or(Intact::Yes))
+        let looks = parallel(
+            &manifest.files,
+            self.width_for(manifest.files.len()),
+            |file| {
+                let found = self.look(&file.blob, self.paranoid)?;
+                Ok(Intact::from_look(&file.blob, Some(file.size), found))
+            },
+        )?;
+        let bad = looks.into_iter().find(|look| !look.is_yes());
+        let blobs: Blobs = manifest.files.iter().map(|f| (f.blob, f.size)).collect();
+        Ok((bad.unwrap_or(Intact::Yes), Some(blobs)))
+    }
+
+    /// Looks done at once when there are `n`: threads pay from some dozens of local ones on.
+    pub(crate) fn width_for(&self, n: usize) -> usize {
+        match self.local {
+            Some(_) if n < 64 => 1,
+            _ => self.width(),
+        }
     }
 
     /// Files worked on at once: a disk wants few, a network many.

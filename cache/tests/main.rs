@@ -9,4 +9,5 @@ mod suite {
     mod protocol;
     mod speed;
     mod trees;
+    mod views;
 }
