@@ -6,7 +6,9 @@
 use std::fs;
 use std::path::PathBuf;
 
-use product_tests::{Project, root};
+use product_tests::Project;
+
+use crate::golden;
 
 /// Changes a sound project into a bad one.
 type Spoil = fn(&Project);
@@ -191,7 +193,7 @@ fn each_bad_input_gives_one_clear_error() {
         project.write("addition.jsonl", &sound.read("addition.jsonl"));
         (case.spoil)(&project);
         let ended = project.recipe(&["run", "recipe.toml"]);
-        let text = normal(&ended.stderr, &project);
+        let text = golden::normal(&ended.stderr, &project);
         if ended.code != case.code {
             wrong.push(format!(
                 "{}: exit {} for {}\n{text}",
@@ -199,48 +201,12 @@ fn each_bad_input_gives_one_clear_error() {
             ));
         } else if text.contains("panicked") || !text.contains("error[") {
             wrong.push(format!("{}: not a clear error\n{text}", case.name));
-        } else if let Some(difference) = golden(case.name, &text) {
+        } else if let Some(difference) = golden::differs(case.name, &text) {
             wrong.push(difference);
         }
         project.recipe(&["cache", "verify"]).expect(0);
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
-}
-
-fn golden(name: &str, text: &str) -> Option<String> {
-    let path = root()
-        .join("tests/golden/failures")
-        .join(format!("{name}.txt"));
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        fs::create_dir_all(path.parent().expect("a folder")).expect("a folder");
-        fs::write(&path, text).expect("a golden file");
-        return None;
-    }
-    let expected = fs::read_to_string(&path).unwrap_or_default();
-    (expected != text).then(|| format!("{name}: expected\n{expected}\ngot\n{text}"))
-}
-
-/// The error reports alone, without what differs from run to run.
-fn normal(stderr: &str, project: &Project) -> String {
-    let from = stderr.find("error[").unwrap_or(0);
-    let text = stderr[from..].replace(&project.path("").display().to_string(), "PROJECT/");
-    let mut out = String::new();
-    for line in text.lines() {
-        // paths inside the store name the run and the attempt
-        let line: Vec<String> = line
-            .split(' ')
-            .map(|word| match word.find("/.recipe/") {
-                Some(at) => {
-                    let file = word.rsplit('/').next().unwrap_or(word);
-                    format!("{}/.recipe/../{file}", &word[..at])
-                }
-                None => word.to_owned(),
-            })
-            .collect();
-        out.push_str(line.join(" ").trim_end());
-        out.push('\n');
-    }
-    out
 }
 
 fn remove(project: &Project, name: &str) {

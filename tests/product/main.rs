@@ -2,6 +2,8 @@
 
 mod bad_inputs;
 mod experts;
+mod full_disk;
+mod golden;
 mod kills;
 mod ranks;
 mod reuse;

@@ -48,7 +48,11 @@ impl Fail {
             code: codes::INFRA,
             exit: 4,
             message: format!("cannot {doing} '{}': {error}", path.display()),
-            help: String::new(),
+            help: if runner::space::is_full(error) {
+                runner::space::HELP.to_owned()
+            } else {
+                String::new()
+            },
         }
     }
 

@@ -36,7 +36,11 @@ pub fn prepare_store(args: &StoreArgs, url: &str) -> Result<(), Fail> {
     let ignore = dir.join(".gitignore");
     if !ignore.exists() {
         std::fs::create_dir_all(dir).map_err(|e| Fail::io("make the store", dir, &e))?;
-        std::fs::write(&ignore, "*\n").map_err(|e| Fail::io("write", &ignore, &e))?;
+        std::fs::write(&ignore, "*\n").map_err(|e| {
+            // an empty one, left by a full disk, would hide nothing
+            let _ = std::fs::remove_file(&ignore);
+            Fail::io("write", &ignore, &e)
+        })?;
     }
     Ok(())
 }

@@ -21,6 +21,7 @@ use crate::options::Resume;
 use crate::report::Report;
 use crate::scratch::Scratch;
 use crate::session::Keyed;
+use crate::space;
 use crate::tail::tail;
 
 /// How often another runner's attempt is looked at.
@@ -356,7 +357,9 @@ impl Runner<'_> {
         match end.ending {
             Ending::Done => {}
             Ending::Fenced => return Ok(Tried::Fenced),
-            Ending::Failed(error) => return Ok(Tried::Failed(error)),
+            Ending::Failed(error) => {
+                return Ok(Tried::Failed(space::blame(error, &scratch.path)));
+            }
             Ending::Stopped { checkpoint } => return Ok(Tried::Stopped { checkpoint }),
         }
         for (name, source) in job

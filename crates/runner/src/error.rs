@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use spec::FailureClass;
 
+use crate::space;
+
 /// Why a stage or a run failed; decides the exit code and what `retry.on` matches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -194,6 +196,9 @@ impl Error {
                 Some("run without --locked to update it, and commit the change".into())
             }
             Error::Attempt(e) => e.help.clone(),
+            Error::Io { source, .. } | Error::System { source, .. } if space::is_full(source) => {
+                Some(space::HELP.into())
+            }
             _ => None,
         }
     }

@@ -11,6 +11,7 @@
 
 pub mod guard;
 pub mod machine;
+pub mod space;
 
 mod attempt;
 mod cancel;

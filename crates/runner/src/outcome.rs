@@ -67,6 +67,9 @@ pub struct Outcome {
     pub stages: Vec<StageOutcome>,
     pub exit_code: u8,
     pub seconds: f64,
+    /// Why the run record is incomplete, if it is. The results are in the store all the same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unrecorded: Option<AttemptError>,
 }
 
 impl Outcome {

@@ -361,7 +361,7 @@ impl Run<'_> {
             .iter()
             .any(|s| matches!(s.status, Status::NotRun | Status::Stopped | Status::Killed));
         let stopped = (cancel.level() != Stop::No && unfinished).then(|| cancel.exit_code());
-        let exit_code = match &worked {
+        let mut exit_code = match &worked {
             Ok(()) => Outcome::exit_code(stages, stopped),
             Err(e) => e.class().exit_code(),
         };
@@ -381,14 +381,21 @@ impl Run<'_> {
         } = self;
         let recorded = recorder.finish(&states.outcomes, exit_code);
         worked?;
-        flushed?;
-        recorded?;
+        // What became of the stages is told in any case; a lost record is a failure only where there is no graver one.
+        let unrecorded = recorded
+            .and(flushed.map_err(Error::from))
+            .err()
+            .map(AttemptError::from);
+        if let (0, Some(error)) = (exit_code, &unrecorded) {
+            exit_code = error.class.exit_code();
+        }
         Ok(Outcome {
             run,
             recipe: session.plan.recipe.name.clone(),
             stages: states.outcomes,
             exit_code,
             seconds,
+            unrecorded,
         })
     }
 }

@@ -43,6 +43,16 @@ pub fn run(args: RunArgs) -> Result<u8, Fail> {
             output::error(&report);
         }
     }
+    let failed = |s: &runner::StageOutcome| s.error.is_some();
+    if let Some(error) = &outcome.unrecorded
+        && !outcome.stages.iter().any(failed)
+    {
+        output::error(&fail::text(
+            fail::class_code(error.class),
+            &format!("the run's record is incomplete: {}", error.message),
+            error.help.as_deref(),
+        ));
+    }
     Ok(outcome.exit_code)
 }
 

@@ -249,7 +249,8 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         .prefix(".recipe-")
         .tempfile_in(folder)
         .map_err(io)?;
-    file.write_all(bytes).map_err(io)?;
+    // Through the plain file: tempfile's own errors name the temporary file as well.
+    file.as_file_mut().write_all(bytes).map_err(io)?;
     // Temporary files are private; what replaces a file gets the usual mode.
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o644);
     file.as_file().set_permissions(mode).map_err(io)?;
