@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
@@ -97,7 +97,7 @@ impl Watch {
     }
 }
 
-/// Beats for a claim in a thread of its own, and sees when the attempt is sealed. Ends when dropped.
+/// Beats for a claim, and sees when the attempt is sealed. Ends when dropped.
 pub struct Heart {
     lost: Arc<AtomicBool>,
     stop: Arc<(Mutex<bool>, Condvar)>,
@@ -117,11 +117,8 @@ impl Heart {
 
 impl Drop for Heart {
     fn drop(&mut self) {
-        *self
-            .stop
-            .0
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner()) = true;
+        *unpoisoned(&self.stop.0) = true;
+        young::remove(&self.stop);
         // not joined: a store out of reach must not hold up its owner
         self.stop.1.notify_all();
     }
@@ -155,25 +152,19 @@ impl Store {
     }
 
     /// Beats for `claim`, six times in the time to live, until dropped. A stage shorter than the
-    /// first pause writes none.
+    /// first pause writes none, and costs no thread.
     pub fn heart(&self, claim: &Claim) -> Heart {
-        let lost = Arc::new(AtomicBool::new(false));
-        let stop = Arc::new((Mutex::new(false), Condvar::new()));
+        let heart = Heart {
+            lost: Arc::new(AtomicBool::new(false)),
+            stop: Arc::new((Mutex::new(false), Condvar::new())),
+        };
         let pause = (self.ttl / 6).max(Duration::from_millis(1));
-        let (store, flag, signal) = (self.clone(), lost.clone(), stop.clone());
+        let (store, flag, signal) = (self.clone(), heart.flag(), heart.stop.clone());
         let (key, attempt) = (claim.key, claim.attempt);
-        std::thread::spawn(move || {
+        let beat = move || {
             let (stopped, wake) = &*signal;
-            let mut guard = stopped
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner());
-            loop {
-                (guard, _) = wake
-                    .wait_timeout_while(guard, pause, |stopped| !*stopped)
-                    .unwrap_or_else(|poisoned| poisoned.into_inner());
-                if *guard {
-                    return;
-                }
+            let mut guard = unpoisoned(stopped);
+            while !*guard {
                 drop(guard);
                 // a store out of reach is not a lost attempt: the next beat may arrive
                 if matches!(store.is_sealed(&key, attempt), Ok(true)) {
@@ -183,11 +174,82 @@ impl Store {
                 let _ = store
                     .backend
                     .put(&beat_path(&key, attempt), nonce().as_bytes());
-                guard = stopped
-                    .lock()
+                guard = unpoisoned(stopped);
+                (guard, _) = wake
+                    .wait_timeout_while(guard, pause, |stopped| !*stopped)
                     .unwrap_or_else(|poisoned| poisoned.into_inner());
             }
-        });
-        Heart { lost, stop }
+        };
+        young::add(Instant::now() + pause, heart.stop.clone(), Box::new(beat));
+        heart
     }
+}
+
+/// Hearts that have not beaten yet: one thread waits for all of them, and each gets its own when
+/// its time comes, so that a store which answers slowly holds up one claim alone.
+mod young {
+    use super::{Arc, Condvar, Duration, Instant, Mutex, unpoisoned};
+
+    type Stop = Arc<(Mutex<bool>, Condvar)>;
+
+    struct Young {
+        due: Instant,
+        stop: Stop,
+        beat: Box<dyn FnOnce() + Send>,
+    }
+
+    struct Waiting {
+        hearts: Vec<Young>,
+        watched: bool,
+    }
+
+    static WAITING: Mutex<Waiting> = Mutex::new(Waiting {
+        hearts: Vec::new(),
+        watched: false,
+    });
+    static EARLIER: Condvar = Condvar::new();
+    /// How long the thread stays without a heart to wait for.
+    const IDLE: Duration = Duration::from_secs(1);
+
+    pub(super) fn add(due: Instant, stop: Stop, beat: Box<dyn FnOnce() + Send>) {
+        let mut waiting = unpoisoned(&WAITING);
+        let earlier = waiting.hearts.iter().all(|heart| due < heart.due);
+        waiting.hearts.push(Young { due, stop, beat });
+        if !std::mem::replace(&mut waiting.watched, true) {
+            std::thread::spawn(watch);
+        } else if earlier {
+            EARLIER.notify_one();
+        }
+    }
+
+    pub(super) fn remove(stop: &Stop) {
+        let mut waiting = unpoisoned(&WAITING);
+        waiting
+            .hearts
+            .retain(|heart| !Arc::ptr_eq(&heart.stop, stop));
+    }
+
+    fn watch() {
+        let mut waiting = unpoisoned(&WAITING);
+        loop {
+            let now = Instant::now();
+            while let Some(at) = waiting.hearts.iter().position(|heart| heart.due <= now) {
+                std::thread::spawn(waiting.hearts.swap_remove(at).beat);
+            }
+            let next = waiting.hearts.iter().map(|heart| heart.due).min();
+            let pause = next.map_or(IDLE, |due| due - now);
+            let (back, slept) = EARLIER
+                .wait_timeout(waiting, pause)
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
+            waiting = back;
+            if slept.timed_out() && next.is_none() && waiting.hearts.is_empty() {
+                waiting.watched = false;
+                return;
+            }
+        }
+    }
+}
+
+fn unpoisoned<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }

@@ -3,8 +3,8 @@
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use crate::Digest;
 use crate::blobs::{Found, Ingest, path_of};
@@ -135,6 +135,12 @@ impl Store {
         Ok(manifest)
     }
 
+    /// Writes one file of an artifact, verified, to `to`, which must not exist. A reflink where the
+    /// file system can, else a copy.
+    pub fn materialize_file(&self, file: &Entry, to: &Path) -> Result<()> {
+        self.take_out(file, to, Link::Reflink)
+    }
+
     fn take_out(&self, file: &Entry, to: &Path, link: Link) -> Result<()> {
         let path = path_of(&file.blob);
         let Some(from) = self.backend.file(&path) else {
@@ -209,9 +215,10 @@ impl Store {
     /// Files worked on at once: a disk wants few, a network many.
     fn width(&self) -> usize {
         if self.local.is_some() {
-            std::thread::available_parallelism()
-                .map_or(1, |n| n.get())
-                .min(8)
+            // read once: it takes longer to learn than a small file to store
+            static CORES: OnceLock<usize> = OnceLock::new();
+            let cores = || std::thread::available_parallelism().map_or(1, |n| n.get());
+            (*CORES.get_or_init(cores)).min(8)
         } else {
             16
         }
@@ -353,14 +360,12 @@ pub(crate) fn parallel<T: Sync, R: Send>(
     std::thread::scope(|scope| {
         for _ in 0..width {
             scope.spawn(|| {
+                let mut mine = Vec::with_capacity(items.len() / width);
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
-                    let Some(item) = items.get(at) else { return };
+                    let Some(item) = items.get(at) else { break };
                     match each(item) {
-                        Ok(value) => done
-                            .lock()
-                            .expect("no thread panics here")
-                            .push((at, value)),
+                        Ok(value) => mine.push((at, value)),
                         Err(e) => {
                             next.store(items.len(), Ordering::Relaxed);
                             failed
@@ -371,6 +376,7 @@ pub(crate) fn parallel<T: Sync, R: Send>(
                         }
                     }
                 }
+                done.lock().expect("no thread panics here").extend(mine);
             });
         }
     });

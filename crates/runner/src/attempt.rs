@@ -83,7 +83,7 @@ pub enum Start {
 /// A stage to compute.
 pub struct Job {
     pub index: usize,
-    pub stage: spec::Stage,
+    pub stage: Arc<spec::Stage>,
     pub keyed: Keyed,
     pub start: Start,
     pub inputs: Inputs,
@@ -285,7 +285,7 @@ impl Runner<'_> {
     /// Computes the stage once under a claim.
     fn attempt(&mut self, claim: &Claim, log: &Path) -> Result<Tried, Error> {
         let (job, shared) = (self.job, self.shared);
-        let (stage, store) = (&job.stage, &shared.store);
+        let (stage, store) = (&*job.stage, &shared.store);
         let heart = store.heart(claim);
         let guard = shared.guard()?;
         let begun = Instant::now();

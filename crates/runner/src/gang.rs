@@ -73,6 +73,7 @@ struct Seen<'a> {
     failure: Option<AttemptError>,
     first_bad: Option<(usize, Exit)>,
     lost: Option<AttemptError>,
+    swept: usize,
     on_event: &'a mut dyn FnMut(usize, Event),
 }
 
@@ -99,7 +100,8 @@ impl Seen<'_> {
                 }
             },
             Happening::Closed => self.closed += 1,
-            Happening::Ended { rank, exit } => {
+            Happening::Ended { rank, exit, swept } => {
+                self.swept += swept;
                 self.exits[rank] = Some(exit);
                 if exit.code != Some(0) && self.first_bad.is_none() {
                     self.first_bad = Some((rank, exit));
@@ -133,6 +135,7 @@ pub fn drive(
         failure: None,
         first_bad: None,
         lost: None,
+        swept: 0,
         on_event,
     };
     let mut asked = Asked::Nothing;
@@ -174,7 +177,7 @@ pub fn drive(
     if seen.lost.is_some() {
         gang.signal(Signal::SIGKILL as i32);
     }
-    let swept = gang.sweep();
+    let swept = gang.sweep() + seen.swept;
     // Lines that are still in the pipes. Nobody holds their other end any more, so this is short.
     let until = Instant::now() + Duration::from_secs(2);
     while limits.events && seen.lost.is_none() && seen.closed < ranks && Instant::now() < until {

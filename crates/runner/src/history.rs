@@ -5,8 +5,9 @@ use std::collections::HashMap;
 use cache::Store;
 use serde::Deserialize;
 
-/// The most recent runs that are looked at.
+/// The most recent runs that are looked at, and the bytes of their records: those of large recipes are large.
 const RUNS: usize = 50;
+const BYTES: usize = 32 << 20;
 
 /// What a stage was when it last had a result.
 #[derive(Debug, Clone, Deserialize)]
@@ -29,9 +30,13 @@ struct Record {
 pub fn of(store: &Store, recipe: &str, stages: usize) -> HashMap<String, Past> {
     let mut found: HashMap<String, Past> = HashMap::new();
     let runs = store.list_runs().unwrap_or_default();
+    let mut read = 0;
     for run in runs.iter().rev().take(RUNS) {
         let record = match store.get_run(run, "record.json") {
-            Ok(Some(bytes)) => serde_json::from_slice::<Record>(&bytes).ok(),
+            Ok(Some(bytes)) => {
+                read += bytes.len();
+                serde_json::from_slice::<Record>(&bytes).ok()
+            }
             _ => None,
         };
         for past in record
@@ -43,7 +48,7 @@ pub fn of(store: &Store, recipe: &str, stages: usize) -> HashMap<String, Past> {
                 found.entry(past.stage.clone()).or_insert(past);
             }
         }
-        if found.len() >= stages {
+        if found.len() >= stages || read > BYTES {
             break;
         }
     }

@@ -5,13 +5,13 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use cache::{Digest, Ingest, Link, Store};
+use cache::{Digest, Entry, Ingest, Link, Manifest, Store};
 use spec::{ArtifactKind, InputSpec, JobSpec, Resources, ResumeSpec};
 
 use crate::error::{AttemptError, Class, Error};
 use crate::launch::GangSpec;
 use crate::session::{Outputs, declared};
-use crate::source::{Known, handed_over};
+use crate::source::{Known, single_file};
 
 /// An input of a stage, its content known.
 pub struct Input {
@@ -29,7 +29,7 @@ pub type Inputs = BTreeMap<String, Vec<Input>>;
 ///
 /// | below it | what |
 /// |---|---|
-/// | `in/<name>` or `in/<name>/<i>` | inputs, private copies with their write permission taken |
+/// | `in/<name>` or `in/<name>/<i>` | inputs, private copies with their write permission taken; a file keeps its extension |
 /// | `out/<name>` | outputs |
 /// | `work` | working directory |
 /// | `tmp` | `TMPDIR` |
@@ -69,31 +69,42 @@ pub fn provide(
         for (i, input) in list.iter().enumerate() {
             let to = match list.len() {
                 1 => layout.root.join("in").join(name),
-                _ => layout.root.join("in").join(name).join(i.to_string()),
+                _ => layout.dir(&format!("in/{name}"))?.join(i.to_string()),
             };
-            layout.dir("in")?;
             here.push(match &input.source {
                 Some((source, known)) => known.provide(source, store, &to, offline)?,
-                None => {
-                    let manifest = store.materialize(&input.digest, &to, Link::Reflink)?;
-                    for file in &manifest.files {
-                        let path = to.join(&file.path);
-                        let mode = if file.executable { 0o555 } else { 0o444 };
-                        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(
-                            |source| Error::Io {
-                                what: "cannot protect",
-                                path,
-                                source,
-                            },
-                        )?;
-                    }
-                    handed_over(&manifest, &to)
-                }
+                None => copy_out(store, &input.digest, to)?,
             });
         }
         paths.insert(name.clone(), here);
     }
     Ok(paths)
+}
+
+/// A copy of an artifact at `to`, its write permission taken; where it lies.
+fn copy_out(store: &Store, artifact: &Digest, mut to: PathBuf) -> Result<PathBuf, Error> {
+    let protect = |path: PathBuf, executable: bool| -> Result<(), Error> {
+        let mode = if executable { 0o555 } else { 0o444 };
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(|source| Error::Io {
+            what: "cannot protect",
+            path,
+            source,
+        })
+    };
+    let manifest = store.manifest(artifact)?;
+    if let Some(file) = single_file(&manifest) {
+        if let Some(extension) = Path::new(&file.path).extension() {
+            to.set_extension(extension);
+        }
+        store.materialize_file(file, &to)?;
+        protect(to.clone(), file.executable)?;
+        return Ok(to);
+    }
+    store.materialize(artifact, &to, Link::Reflink)?;
+    for file in &manifest.files {
+        protect(to.join(&file.path), file.executable)?;
+    }
+    Ok(to)
 }
 
 /// What a worker is told.
@@ -144,7 +155,7 @@ pub fn worker_gang(
         })
         .collect();
     let (ranks, threads) = (worker.resources.ranks as usize, worker.resources.threads);
-    let tmp = layout.dir("tmp")?;
+    let tmp = layout.root.join("tmp");
     let job = JobSpec {
         version: spec::job::VERSION,
         kind: stage.kind.name.to_owned(),
@@ -203,7 +214,7 @@ pub fn worker_gang(
         name: gang,
         program: worker.program.to_owned(),
         args: vec!["run".into(), "--job".into(), path.display().to_string()],
-        cwd: layout.dir("work")?,
+        cwd: layout.root.join("work"),
         ranks,
         clear_env: false,
         unset,
@@ -231,14 +242,16 @@ pub fn command_gang(
             "PATH".into(),
             "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into(),
         ),
-        ("TMPDIR".into(), layout.dir("tmp")?.display().to_string()),
+        (
+            "TMPDIR".into(),
+            layout.root.join("tmp").display().to_string(),
+        ),
     ];
     env.extend(declared(&stage.environment));
     for (name, list) in paths {
         let list: Vec<String> = list.iter().map(|p| p.display().to_string()).collect();
         env.push((format!("IN_{}", variable(name)), list.join(" ")));
     }
-    layout.dir("out")?;
     for output in &stage.outputs {
         env.push((
             format!("OUT_{}", variable(&output.name)),
@@ -251,7 +264,7 @@ pub fn command_gang(
         name: gang,
         program: program.into(),
         args: words.collect(),
-        cwd: layout.dir("work")?,
+        cwd: layout.root.join("work"),
         ranks: 1,
         clear_env: true,
         unset: Vec::new(),
@@ -294,7 +307,7 @@ pub fn ingest(
             }
             Err(e) => return Err(io(e).into()),
         };
-        let dir = if meta.is_dir() {
+        let artifact = if meta.is_dir() {
             let empty = fs::read_dir(&at).map_err(io)?.next().is_none();
             if empty && stage.kind.trainer {
                 return Err(AttemptError {
@@ -302,16 +315,20 @@ pub fn ingest(
                     ..nothing("wrote nothing to")
                 });
             }
-            at
+            store.put_tree(&at, Ingest::Move)?.0
         } else if meta.is_file() {
             // A single file is an artifact with the one entry `data`.
-            let dir = layout.dir(&format!("file/{}", output.name))?;
-            fs::rename(&at, dir.join("data")).map_err(io)?;
-            dir
+            let data = Entry {
+                path: "data".into(),
+                size: meta.len(),
+                blob: store.put_file(&at, Ingest::Move)?,
+                executable: meta.permissions().mode() & 0o111 != 0,
+            };
+            store.put_manifest(&Manifest::new(vec![data])?)?
         } else {
             return Err(nothing("made neither a file nor a directory of"));
         };
-        outputs.insert(output.name.clone(), store.put_tree(&dir, Ingest::Move)?.0);
+        outputs.insert(output.name.clone(), artifact);
     }
     Ok(outputs)
 }

@@ -158,7 +158,7 @@ impl<'a> Recorder<'a> {
             seconds: self.seconds(),
             stages,
         };
-        let bytes = serde_json::to_vec_pretty(&record).unwrap_or_default();
+        let bytes = serde_json::to_vec(&record).unwrap_or_default();
         if let Err(e) = write_atomic(&self.dir.join("record.json"), &bytes) {
             self.failure.get_or_insert(e);
         }

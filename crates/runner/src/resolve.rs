@@ -6,14 +6,14 @@
 
 use std::fmt;
 
-use cache::Key;
+use cache::{Brief, Key};
 use serde::Serialize;
 use spec::plan::Part;
 use spec::{Difference, Plan, Preimage};
 
 use crate::error::Error;
 use crate::history::{self, Past};
-use crate::options::{Force, Options};
+use crate::options::Options;
 use crate::session::{Found, Keyed, Outputs, Session};
 
 /// What a run does with a stage.
@@ -86,6 +86,7 @@ pub struct Resolved {
 pub fn resolve(plan: &Plan, options: &Options) -> Result<Vec<Resolved>, Error> {
     let session = Session::open(plan, options)?;
     let decisions = decide_all(&session)?;
+    session.view.save();
     let past = history::of(&session.store, &plan.recipe.name, plan.order.len());
     let mut stages = Vec::with_capacity(plan.order.len());
     for (planned, decision) in plan.order.iter().zip(decisions) {
@@ -119,23 +120,46 @@ pub struct Decision {
     pub keyed: Option<Keyed>,
 }
 
-/// Decides every stage as far as upstream results allow.
+/// Decides every stage as far as upstream results allow: in waves, so that the store is asked for many at once.
 pub fn decide_all(session: &Session) -> Result<Vec<Decision>, Error> {
     let order = &session.plan.order;
-    let mut decisions: Vec<Decision> = Vec::with_capacity(order.len());
+    let mut decisions: Vec<Option<Decision>> = vec![None; order.len()];
     let mut outputs: Vec<Option<Outputs>> = vec![None; order.len()];
-    for i in 0..order.len() {
-        let decision = decide(session, i, &outputs)?;
-        if let State::Reuse(found) = &decision.state {
-            outputs[i] = Some(found.record.outputs.clone());
+    let mut missing: Vec<usize> = order.iter().map(|s| s.upstream.len()).collect();
+    let mut wave: Vec<usize> = (0..order.len()).filter(|i| missing[*i] == 0).collect();
+    while !wave.is_empty() {
+        let mut next = Vec::new();
+        for (i, decision) in wave.iter().zip(decide(session, &wave, &outputs)?) {
+            if let State::Reuse(found) = &decision.state {
+                outputs[*i] = Some(found.brief.outputs.clone());
+            }
+            decisions[*i] = Some(decision);
+            for d in &order[*i].downstream {
+                missing[*d] -= 1;
+                if missing[*d] == 0 {
+                    next.push(*d);
+                }
+            }
         }
-        decisions.push(decision);
+        wave = next;
     }
-    // From below: who needs artifacts? A producer that must repair one leaves its consumers undecided, and then they
-    // may need more of their inputs; so again, until nothing changes.
+    // the plan has no cycle, so each was in a wave
+    let mut decisions: Vec<Decision> = decisions.into_iter().flatten().collect();
+    look_at_artifacts(session, &mut decisions, &mut outputs)?;
+    Ok(decisions)
+}
+
+/// From below: who needs artifacts? A producer that must repair one leaves its consumers undecided, and then they
+/// may need more of their inputs; so again, until nothing changes.
+fn look_at_artifacts(
+    session: &Session,
+    decisions: &mut [Decision],
+    outputs: &mut [Option<Outputs>],
+) -> Result<(), Error> {
+    let order = &session.plan.order;
     let mut checked = vec![false; order.len()];
     loop {
-        let mut repaired = Vec::new();
+        let mut needed = Vec::new();
         for i in (0..order.len()).rev() {
             let State::Reuse(found) = &decisions[i].state else {
                 continue;
@@ -145,29 +169,31 @@ pub fn decide_all(session: &Session) -> Result<Vec<Decision>, Error> {
                 .iter()
                 .filter(|d| order[**d].part != Part::Out)
                 .peekable();
-            let needed = below.peek().is_none()
+            let read = below.peek().is_none()
                 || below.any(|d| !matches!(decisions[*d].state, State::Reuse(_)));
-            if !needed || std::mem::replace(&mut checked[i], true) {
-                continue;
-            }
-            if let Err(what) = session.intact(&found.record)? {
-                let may_run = order[i].part == Part::Run;
-                decisions[i].state = if may_run {
-                    State::Run(Why::Repair { what })
-                } else {
-                    State::Missing
-                };
-                outputs[i] = None;
-                repaired.push(i);
+            if read && !std::mem::replace(&mut checked[i], true) {
+                needed.push((i, found.brief.clone()));
             }
         }
-        if repaired.is_empty() {
-            return Ok(decisions);
+        let briefs: Vec<&Brief> = needed.iter().map(|(_, brief)| &**brief).collect();
+        let looks = session.intact(&briefs)?;
+        let mut first = order.len();
+        for ((i, _), look) in needed.iter().zip(looks) {
+            let Err(what) = look else { continue };
+            decisions[*i].state = if order[*i].part == Part::Run {
+                State::Run(Why::Repair { what })
+            } else {
+                State::Missing
+            };
+            outputs[*i] = None;
+            first = first.min(*i);
         }
-        let first = repaired.into_iter().min().unwrap_or(0);
+        if first == order.len() {
+            return Ok(());
+        }
         for i in first + 1..order.len() {
             if matches!(decisions[i].state, State::Reuse(_)) {
-                decisions[i] = decide(session, i, &outputs)?;
+                decisions[i] = decide_one(session, i, outputs)?;
                 if !matches!(decisions[i].state, State::Reuse(_)) {
                     outputs[i] = None;
                 }
@@ -177,43 +203,50 @@ pub fn decide_all(session: &Session) -> Result<Vec<Decision>, Error> {
 }
 
 /// Decides one stage from what is known of its inputs. Does not look at artifacts.
-pub fn decide(session: &Session, i: usize, outputs: &[Option<Outputs>]) -> Result<Decision, Error> {
-    let planned = &session.plan.order[i];
-    if planned.part == Part::Out {
-        return Ok(Decision {
-            state: State::Out,
-            keyed: None,
-        });
-    }
-    let keyed = match session.key(i, outputs)? {
-        Ok(keyed) => keyed,
-        Err(unknown) => {
-            return Ok(Decision {
-                state: State::Undecided(unknown),
-                keyed: None,
-            });
-        }
-    };
-    let may_run = planned.part == Part::Run;
-    let forced = may_run
-        && match &session.options.force {
-            Force::None => false,
-            Force::All => true,
-            Force::Stages(names) => names.contains(&planned.stage.name),
+pub fn decide_one(
+    session: &Session,
+    i: usize,
+    outputs: &[Option<Outputs>],
+) -> Result<Decision, Error> {
+    let mut decided = decide(session, &[i], outputs)?;
+    Ok(decided.remove(0))
+}
+
+/// Decides stages whose inputs do not depend on one another, in their order.
+fn decide(
+    session: &Session,
+    stages: &[usize],
+    outputs: &[Option<Outputs>],
+) -> Result<Vec<Decision>, Error> {
+    let mut decisions = Vec::with_capacity(stages.len());
+    for i in stages {
+        let planned = &session.plan.order[*i];
+        let (state, keyed) = if planned.part == Part::Out {
+            (State::Out, None)
+        } else {
+            match session.key(*i, outputs)? {
+                Err(unknown) => (State::Undecided(unknown), None),
+                Ok(keyed) if session.forced(*i) => (State::Run(Why::Forced), Some(keyed)),
+                Ok(keyed) if planned.part == Part::Run => (State::Run(Why::New), Some(keyed)),
+                Ok(keyed) => (State::Missing, Some(keyed)),
+            }
         };
-    let state = if forced {
-        State::Run(Why::Forced)
-    } else {
-        match session.find(&keyed)? {
-            Some(found) => State::Reuse(Box::new(found)),
-            None if may_run => State::Run(Why::New),
-            None => State::Missing,
+        decisions.push(Decision { state, keyed });
+    }
+    let open: Vec<usize> = (0..decisions.len())
+        .filter(|at| matches!(decisions[*at].state, State::Run(Why::New) | State::Missing))
+        .collect();
+    let keyed: Vec<&Keyed> = open
+        .iter()
+        .filter_map(|at| decisions[*at].keyed.as_ref())
+        .collect();
+    let found = session.find(&keyed)?;
+    for (at, found) in open.into_iter().zip(found) {
+        if let Some(found) = found {
+            decisions[at].state = State::Reuse(Box::new(found));
         }
-    };
-    Ok(Decision {
-        state,
-        keyed: Some(keyed),
-    })
+    }
+    Ok(decisions)
 }
 
 /// Why a stage without a result has none: what changed since its last one.

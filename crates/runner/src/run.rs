@@ -8,11 +8,12 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cache::ResultRecord;
+use cache::Brief;
 use spec::{Assertion, Plan, Reference};
 
 use crate::attempt::{self, End, Job, Note, Shared, Start, assertion_failure};
 use crate::cancel::Stop;
+use crate::crew::Crew;
 use crate::error::{AttemptError, Class, Error};
 use crate::events::numbers;
 use crate::guard;
@@ -20,6 +21,7 @@ use crate::history::Past;
 use crate::job::{Input, Inputs};
 use crate::options::Options;
 use crate::outcome::{Outcome, Status};
+use crate::ready::Ready;
 use crate::record::Recorder;
 use crate::report::{Report, Reporter};
 use crate::resolve::Decision;
@@ -65,12 +67,13 @@ pub fn run(plan: &Plan, options: &Options, reporter: &mut dyn Reporter) -> Resul
         session,
         states,
         slots,
+        crew: Crew::new(),
         recorder,
         reporter,
         shared,
         tell,
         decisions: Vec::new(),
-        ready: Vec::new(),
+        ready: Ready::new(),
         taken: HashMap::new(),
         past: None,
         paths: Vec::new(),
@@ -94,13 +97,14 @@ struct Run<'a> {
     session: Session<'a>,
     states: States,
     slots: Slots,
+    crew: Crew,
     recorder: Recorder<'a>,
     reporter: &'a mut dyn Reporter,
     shared: Arc<Shared>,
     tell: Sender<Note>,
     /// What was decided before anything ran.
     decisions: Vec<Option<Decision>>,
-    ready: Vec<(usize, Waiting)>,
+    ready: Ready<Waiting>,
     taken: HashMap<usize, (Need, Vec<String>)>,
     /// What earlier runs say; read when the first stage has to run.
     past: Option<HashMap<String, Past>>,
@@ -145,16 +149,10 @@ impl Run<'_> {
 
     /// Starts ready stages as long as there is room for one.
     fn start(&mut self) -> Result<(), Error> {
-        let mut at = self.ready.len();
-        while at > 0 {
-            at -= 1;
-            let i = self.ready[at].0;
+        while let Some((i, need, gpus, Waiting { keyed, start })) =
+            self.ready.pop(|need| self.slots.take(need))
+        {
             let stage = &self.session.plan.order[i].stage;
-            let need = self.slots.need(stage);
-            let Some(gpus) = self.slots.take(&need) else {
-                continue;
-            };
-            let (_, Waiting { keyed, start }) = self.ready.remove(at);
             let job = Job {
                 index: i,
                 stage: stage.clone(),
@@ -167,28 +165,21 @@ impl Run<'_> {
             self.taken.insert(i, (need, gpus));
             self.states.set(i, Phase::Running);
             let (shared, tell) = (self.shared.clone(), self.tell.clone());
-            std::thread::Builder::new()
-                .name(stage.name.clone())
-                .spawn(move || {
-                    let index = job.index;
-                    if catch_unwind(AssertUnwindSafe(|| attempt::run(job, &shared, &tell))).is_err()
-                    {
-                        let error = AttemptError::new(
-                            Class::Failed,
-                            "the runner met a bug: see its standard error",
-                        );
-                        let _ = tell.send(Note::Ended {
-                            index,
-                            attempt: None,
-                            seconds: 0.0,
-                            end: End::Failed(error),
-                        });
-                    }
-                })
-                .map_err(|source| Error::System {
-                    what: "cannot start a thread",
-                    source,
-                })?;
+            self.crew.start(Box::new(move || {
+                let index = job.index;
+                if catch_unwind(AssertUnwindSafe(|| attempt::run(job, &shared, &tell))).is_err() {
+                    let error = AttemptError::new(
+                        Class::Failed,
+                        "the runner met a bug: see its standard error",
+                    );
+                    let _ = tell.send(Note::Ended {
+                        index,
+                        attempt: None,
+                        seconds: 0.0,
+                        end: End::Failed(error),
+                    });
+                }
+            }))?;
         }
         Ok(())
     }
@@ -239,7 +230,7 @@ impl Run<'_> {
                 text,
             });
         }
-        self.result(i, Status::Reused, found.attempt, found.record);
+        self.result(i, Status::Reused, &found.brief);
     }
 
     fn ended(&mut self, i: usize, attempt: Option<u32>, seconds: f64, end: End) {
@@ -249,9 +240,15 @@ impl Run<'_> {
         self.states.outcomes[i].seconds = seconds;
         self.states.outcomes[i].attempt = attempt;
         let attempt = attempt.unwrap_or(0);
+        if let (End::Ran(record) | End::Adopted(record), Some(key)) =
+            (&end, self.states.outcomes[i].key.as_ref())
+            && let Ok(key) = key.parse()
+        {
+            self.session.view.learn(&key, attempt, record);
+        }
         match end {
-            End::Ran(record) => self.result(i, Status::Ran, attempt, *record),
-            End::Adopted(record) => self.result(i, Status::Adopted, attempt, *record),
+            End::Ran(record) => self.result(i, Status::Ran, &Brief::of(attempt, &record)),
+            End::Adopted(record) => self.result(i, Status::Adopted, &Brief::of(attempt, &record)),
             End::Failed(error) => self.fail(i, error),
             End::Stopped { checkpoint } => {
                 self.states.set(
@@ -268,24 +265,24 @@ impl Run<'_> {
     }
 
     /// A stage has a result; whether it may be used is for its assertions to say.
-    fn result(&mut self, i: usize, status: Status, attempt: u32, record: ResultRecord) {
-        let metrics = numbers(&record.metrics);
+    fn result(&mut self, i: usize, status: Status, result: &Brief) {
+        let metrics = numbers(&result.metrics);
         let broken = broken(&self.session.plan.order[i].stage.assertions, &metrics);
         let outcome = &mut self.states.outcomes[i];
-        outcome.attempt = Some(attempt);
+        outcome.attempt = Some(result.attempt);
         outcome.metrics = metrics;
-        outcome.outputs = record
+        outcome.outputs = result
             .outputs
             .iter()
             .map(|(k, d)| (k.clone(), d.hex()))
             .collect();
-        outcome.cost_seconds = Some(record.cost.seconds);
+        outcome.cost_seconds = Some(result.cost.seconds);
         if let Some(text) = broken {
             outcome.error = Some(assertion_failure(text));
             self.failed = true;
             self.states.set(i, Phase::Ended(Status::AssertionFailed));
         } else {
-            self.states.outputs[i] = Some(record.outputs);
+            self.states.outputs[i] = Some(result.outputs.clone());
             self.states.set(i, Phase::Ended(status));
         }
         self.tell_end(i);
@@ -372,6 +369,7 @@ impl Run<'_> {
             exit_code,
             seconds,
         });
+        self.session.view.save();
         let flushed = self.session.store.flush();
         let Run {
             states,

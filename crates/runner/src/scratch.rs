@@ -1,10 +1,13 @@
 //! Attempt directories: scratch of this machine, removed after the attempt, or by a later run when this one was killed.
 //!
 //! They lie beside a local store, so that outputs enter it by a rename. Each run holds a lock for as long as it lives:
-//! what belongs to a free lock is garbage.
+//! what belongs to a free lock is garbage. An attempt's directory, emptied, serves the next one: file systems take
+//! longer to make and remove directories than a short stage takes to run.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use cache::Store;
 use nix::fcntl::{Flock, FlockArg};
@@ -12,10 +15,15 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::error::Error;
 use crate::trainer::node_local;
 
+/// The directories in every attempt's directory.
+const FOLDERS: [&str; 4] = ["in", "out", "work", "tmp"];
+
 /// The scratch of one run.
 pub struct Scratch {
     root: PathBuf,
     lock: PathBuf,
+    /// Emptied directories.
+    spare: Mutex<Vec<PathBuf>>,
     /// Held until the run ends.
     _held: Flock<File>,
 }
@@ -37,7 +45,7 @@ impl Scratch {
                 source,
             }
         };
-        std::fs::create_dir_all(&base).map_err(io(&base))?;
+        fs::create_dir_all(&base).map_err(io(&base))?;
         let lock = base.join(format!("{run}.lock"));
         let file = File::create(&lock).map_err(io(&lock))?;
         let held = Flock::lock(file, FlockArg::LockExclusiveNonblock)
@@ -46,43 +54,100 @@ impl Scratch {
         Ok(Scratch {
             root: base.join(run),
             lock,
+            spare: Mutex::default(),
             _held: held,
         })
     }
 
-    /// A new directory for an attempt.
-    pub fn attempt(&self, stage: &str, attempt: u32) -> Result<Attempt, Error> {
+    /// A directory for an attempt, with empty `in`, `out`, `work` and `tmp`.
+    pub fn attempt(self: &Arc<Self>, stage: &str, attempt: u32) -> Result<Attempt, Error> {
         let path = self.root.join(format!("{stage}-{attempt}"));
-        std::fs::create_dir_all(&path).map_err(|source| Error::Io {
-            what: "cannot create",
-            path: path.clone(),
-            source,
-        })?;
-        Ok(Attempt { path })
+        let spare = self
+            .spare
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .pop()
+            .is_some_and(|spare| fs::rename(spare, &path).is_ok());
+        let attempt = Attempt {
+            scratch: self.clone(),
+            path,
+        };
+        if !spare {
+            for folder in FOLDERS {
+                let path = attempt.path.join(folder);
+                fs::create_dir_all(&path).map_err(|source| Error::Io {
+                    what: "cannot create",
+                    path,
+                    source,
+                })?;
+            }
+        }
+        Ok(attempt)
     }
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.root);
-        let _ = std::fs::remove_file(&self.lock);
+        let _ = fs::remove_dir_all(&self.root);
+        let _ = fs::remove_file(&self.lock);
     }
 }
 
-/// One attempt's directory, removed when dropped.
+/// One attempt's directory, emptied or removed when dropped.
 pub struct Attempt {
+    scratch: Arc<Scratch>,
     pub path: PathBuf,
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.path);
+        match empty(&self.path) {
+            Ok(()) => {
+                let mut spare = self.scratch.spare.lock().unwrap_or_else(|e| e.into_inner());
+                spare.push(std::mem::take(&mut self.path));
+            }
+            Err(_) => drop(fs::remove_dir_all(&self.path)),
+        }
+    }
+}
+
+/// Leaves nothing in an attempt's directory but its folders, as they were made; fails where that cannot be.
+fn empty(path: &Path) -> std::io::Result<()> {
+    let mode = |meta: fs::Metadata| meta.permissions().mode();
+    let made_as = mode(fs::symlink_metadata(path)?);
+    let mut left = 0;
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let meta = entry.metadata()?;
+        let folder = FOLDERS.iter().any(|name| entry.file_name() == *name);
+        if !folder || mode(meta.clone()) != made_as {
+            remove(&entry.path(), meta.is_dir())?;
+            continue;
+        }
+        left += 1;
+        for inner in fs::read_dir(entry.path())? {
+            let inner = inner?;
+            remove(&inner.path(), inner.file_type()?.is_dir())?;
+        }
+    }
+    if left == FOLDERS.len() {
+        Ok(())
+    } else {
+        Err(std::io::ErrorKind::NotFound.into())
+    }
+}
+
+fn remove(path: &Path, dir: bool) -> std::io::Result<()> {
+    if dir {
+        fs::remove_dir_all(path)
+    } else {
+        fs::remove_file(path)
     }
 }
 
 /// Removes the scratch of runs that are gone. A failure here is no reason not to run.
 fn sweep(base: &Path) {
-    for entry in std::fs::read_dir(base).into_iter().flatten().flatten() {
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.extension().is_none_or(|e| e != "lock") {
             continue;
@@ -92,8 +157,8 @@ fn sweep(base: &Path) {
         };
         // Our own lock is held through another descriptor, so it is refused here like anyone's.
         if let Ok(_taken) = Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            let _ = std::fs::remove_dir_all(path.with_extension(""));
-            let _ = std::fs::remove_file(&path);
+            let _ = fs::remove_dir_all(path.with_extension(""));
+            let _ = fs::remove_file(&path);
         }
     }
 }

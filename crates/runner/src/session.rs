@@ -3,8 +3,9 @@
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use cache::{Digest, Key, ResultRecord, Store};
+use cache::{Brief, Digest, Key, Store, View};
 use spec::plan::Part;
 use spec::{Plan, Preimage, Reference, Trainer};
 
@@ -28,8 +29,7 @@ pub struct Keyed {
 /// A result of the store.
 #[derive(Debug, Clone)]
 pub struct Found {
-    pub attempt: u32,
-    pub record: ResultRecord,
+    pub brief: Arc<Brief>,
     /// The key it is filed under, when `--accept-trainer` took another trainer's result.
     pub accepted: Option<Key>,
 }
@@ -38,13 +38,15 @@ pub struct Session<'p> {
     pub plan: &'p Plan,
     pub options: &'p Options,
     pub store: Store,
+    /// The store as this run asks it.
+    pub view: View,
     pub sources: Sources,
     /// Present when a stage of the plan runs the worker.
     pub worker: Option<PathBuf>,
     trainer: Trainer,
     index: HashMap<&'p str, usize>,
     /// Results by preimage without its trainer, read when `--accept-trainer` first asks.
-    accepted: OnceCell<HashMap<String, (Key, u32, ResultRecord)>>,
+    accepted: OnceCell<HashMap<String, (Key, Arc<Brief>)>>,
 }
 
 impl<'p> Session<'p> {
@@ -87,10 +89,12 @@ impl<'p> Session<'p> {
             trainer = trainer::identity(&path, &store)?;
             worker = Some(path);
         }
+        let view = store.view(&plan.recipe.name, plan.order.len());
         Ok(Session {
             plan,
             options,
             store,
+            view,
             sources,
             worker,
             trainer,
@@ -102,6 +106,17 @@ impl<'p> Session<'p> {
     /// Position of a stage in the plan.
     pub fn position(&self, stage: &str) -> usize {
         self.index[stage]
+    }
+
+    /// Whether the options ask for stage `i` to be computed in any case.
+    pub fn forced(&self, i: usize) -> bool {
+        let planned = &self.plan.order[i];
+        planned.part == Part::Run
+            && match &self.options.force {
+                Force::None => false,
+                Force::All => true,
+                Force::Stages(names) => names.contains(&planned.stage.name),
+            }
     }
 
     /// The digest that a reference stands for, as far as it is known.
@@ -147,15 +162,22 @@ impl<'p> Session<'p> {
         }))
     }
 
-    /// The current result of a key; with `--accept-trainer`, else that of any trainer.
-    pub fn find(&self, keyed: &Keyed) -> Result<Option<Found>, Error> {
-        if let Some((attempt, record)) = self.store.current(&keyed.key)? {
-            return Ok(Some(Found {
-                attempt,
-                record,
+    /// The current results of keys; with `--accept-trainer`, else those of any trainer.
+    pub fn find(&self, keyed: &[&Keyed]) -> Result<Vec<Option<Found>>, Error> {
+        let keys: Vec<Key> = keyed.iter().map(|k| k.key).collect();
+        let briefs = self.view.current(&keys)?;
+        let found = keyed.iter().zip(briefs).map(|(keyed, brief)| match brief {
+            Some(brief) => Ok(Some(Found {
+                brief,
                 accepted: None,
-            }));
-        }
+            })),
+            None => self.accepted(keyed),
+        });
+        found.collect()
+    }
+
+    /// Another trainer's result, if those are accepted.
+    fn accepted(&self, keyed: &Keyed) -> Result<Option<Found>, Error> {
         if !self.options.accept_trainer || keyed.preimage.trainer.is_none() {
             return Ok(None);
         }
@@ -163,7 +185,8 @@ impl<'p> Session<'p> {
             let mut all = HashMap::new();
             for (key, attempt, record) in self.store.results()? {
                 if let Ok(preimage) = Preimage::parse(&record.preimage) {
-                    all.insert(any_trainer(&preimage), (key, attempt, record));
+                    let brief = Arc::new(Brief::of(attempt, &record));
+                    all.insert(any_trainer(&preimage), (key, brief));
                 }
             }
             let _ = self.accepted.set(all);
@@ -172,33 +195,32 @@ impl<'p> Session<'p> {
             .accepted
             .get()
             .and_then(|all| all.get(&any_trainer(&keyed.preimage)));
-        Ok(found.map(|(key, attempt, record)| Found {
-            attempt: *attempt,
-            record: record.clone(),
+        Ok(found.map(|(key, brief)| Found {
+            brief: brief.clone(),
             accepted: Some(*key),
         }))
     }
 
-    /// Whether every output of a result can be served; says what is wrong with the first that cannot.
-    pub fn intact(&self, record: &ResultRecord) -> Result<Result<(), String>, Error> {
-        for (name, digest) in &record.outputs {
-            match self.store.artifact_intact(digest)? {
-                cache::Intact::Yes => {}
-                cache::Intact::Missing { digest } => {
-                    return Ok(Err(format!(
-                        "blob {} of output '{name}' is missing",
-                        digest.short()
-                    )));
-                }
-                cache::Intact::Corrupt { digest, why } => {
-                    return Ok(Err(format!(
-                        "blob {} of output '{name}' is corrupt: {why}",
-                        digest.short()
-                    )));
-                }
+    /// Whether every output of each result can be served; says what is wrong with the first that cannot.
+    pub fn intact(&self, results: &[&Brief]) -> Result<Vec<Result<(), String>>, Error> {
+        let outputs = || results.iter().flat_map(|brief| &brief.outputs);
+        let artifacts: Vec<Digest> = outputs().map(|(_, digest)| *digest).collect();
+        let mut looks = self.view.intact(&artifacts)?.into_iter();
+        let first_bad = |brief: &&Brief| {
+            // all looks of this result are taken, also after a bad one
+            let looks: Vec<_> = brief.outputs.keys().zip(looks.by_ref()).collect();
+            for (name, look) in looks {
+                let (digest, what) = match look {
+                    cache::Intact::Yes => continue,
+                    cache::Intact::Missing { digest } => (digest, "missing".to_owned()),
+                    cache::Intact::Corrupt { digest, why } => (digest, format!("corrupt: {why}")),
+                };
+                let blob = digest.short();
+                return Err(format!("blob {blob} of output '{name}' is {what}"));
             }
-        }
-        Ok(Ok(()))
+            Ok(())
+        };
+        Ok(results.iter().map(first_bad).collect())
     }
 }
 

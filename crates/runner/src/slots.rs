@@ -7,7 +7,7 @@ use crate::machine;
 use crate::options::{Device, Options};
 
 /// What a stage takes while it runs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Need {
     cores: usize,
     gpus: usize,

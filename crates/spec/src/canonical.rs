@@ -13,7 +13,8 @@ pub fn text(value: &Value) -> String {
     out
 }
 
-fn write(value: &Value, out: &mut String) {
+/// Adds the canonical text of a value.
+pub(crate) fn write(value: &Value, out: &mut String) {
     match value {
         Value::Object(map) => {
             let mut entries: Vec<_> = map.iter().collect();
@@ -23,7 +24,7 @@ fn write(value: &Value, out: &mut String) {
                 if i > 0 {
                     out.push(',');
                 }
-                out.push_str(&Value::String(key.clone()).to_string());
+                string(key, out);
                 out.push(':');
                 write(value, out);
             }
@@ -40,7 +41,20 @@ fn write(value: &Value, out: &mut String) {
             out.push(']');
         }
         Value::Number(number) => out.push_str(&canonical_number(number)),
+        Value::String(text) => string(text, out),
         other => out.push_str(&other.to_string()),
+    }
+}
+
+/// Adds a string in quotes.
+pub(crate) fn string(text: &str, out: &mut String) {
+    let plain = |b: u8| b >= 0x20 && b != b'"' && b != b'\\';
+    if text.bytes().all(plain) {
+        out.push('"');
+        out.push_str(text);
+        out.push('"');
+    } else {
+        out.push_str(&serde_json::to_string(text).expect("a string is JSON"));
     }
 }
 

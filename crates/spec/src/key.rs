@@ -104,9 +104,45 @@ impl Preimage {
         }
     }
 
-    /// The text that is hashed, and stored.
+    /// The text that is hashed, and stored: [`canonical::text`] of the preimage as JSON, written without making that
+    /// value first. Fields are in the order of their names.
     pub fn text(&self) -> String {
-        canonical::text(&serde_json::to_value(self).expect("a preimage holds only what JSON holds"))
+        let mut out = String::with_capacity(512);
+        out.push_str("{\"domain\":");
+        canonical::string(&self.domain, &mut out);
+        if !self.environment.is_empty() {
+            out.push_str(",\"environment\":");
+            table(&self.environment, &mut out, |value, out| {
+                canonical::string(value, out);
+            });
+        }
+        out.push_str(",\"inputs\":");
+        table(&self.inputs, &mut out, |digests, out| {
+            out.push('[');
+            for (i, digest) in digests.iter().enumerate() {
+                if i > 0 {
+                    out.push(',');
+                }
+                canonical::string(digest, out);
+            }
+            out.push(']');
+        });
+        out.push_str(",\"kind\":");
+        canonical::string(&self.kind, &mut out);
+        out.push_str(&format!(",\"schema\":{}", self.schema));
+        if let Some(trainer) = &self.trainer {
+            out.push_str(",\"trainer\":{\"libtorch\":");
+            canonical::string(&trainer.libtorch, &mut out);
+            if !trainer.sources.is_empty() {
+                out.push_str(",\"sources\":");
+                canonical::string(&trainer.sources, &mut out);
+            }
+            out.push('}');
+        }
+        out.push_str(",\"with\":");
+        canonical::write(&self.with, &mut out);
+        out.push('}');
+        out
     }
 
     pub fn key(&self) -> Key {
@@ -135,6 +171,20 @@ impl Preimage {
             })
             .collect()
     }
+}
+
+/// A table whose names are sorted by their bytes, as a `BTreeMap`'s are.
+fn table<V>(entries: &BTreeMap<String, V>, out: &mut String, value: impl Fn(&V, &mut String)) {
+    out.push('{');
+    for (i, (name, entry)) in entries.iter().enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        canonical::string(name, out);
+        out.push(':');
+        value(entry, out);
+    }
+    out.push('}');
 }
 
 /// One field of two preimages.

@@ -3,6 +3,7 @@
 use crate::diagnostic::suggestion;
 use crate::{Diagnostic, Recipe, Stage, codes};
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 /// What the command line says about stages.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -39,7 +40,7 @@ pub struct Plan {
 /// A stage and its place in the DAG.
 #[derive(Clone, Debug)]
 pub struct PlannedStage {
-    pub stage: Stage,
+    pub stage: Arc<Stage>,
     pub part: Part,
     /// Indices into [`Plan::order`] of the stages it reads from.
     pub upstream: Vec<usize>,

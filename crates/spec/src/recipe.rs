@@ -7,6 +7,7 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// The resolved recipe.
 #[derive(Clone, Debug)]
@@ -18,7 +19,7 @@ pub struct Recipe {
     pub folder: PathBuf,
     pub sources: IndexMap<String, Source>,
     /// In the order of the file.
-    pub stages: IndexMap<String, Stage>,
+    pub stages: IndexMap<String, Arc<Stage>>,
     pub(crate) files: Files,
     pub(crate) root: Node,
 }

@@ -4,19 +4,23 @@ use super::Live;
 use crate::format::duration;
 use runner::{Report, Reporter, Status};
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 const EVERY: Duration = Duration::from_secs(10);
 
 pub struct Plain {
     stages: BTreeMap<String, (Live, Instant)>,
+    /// Lines of reused stages, which come by the thousand: written together.
+    held: String,
 }
 
 impl Plain {
     pub fn new() -> Self {
         Self {
             stages: BTreeMap::new(),
+            held: String::new(),
         }
     }
 
@@ -33,6 +37,19 @@ fn say(text: &str) {
 
 impl Reporter for Plain {
     fn report(&mut self, event: &Report) {
+        if let Report::StageFinished {
+            stage,
+            status: Status::Reused,
+            ..
+        } = event
+        {
+            let _ = writeln!(self.held, "{stage}: {}", word(Status::Reused));
+            return;
+        }
+        if !self.held.is_empty() {
+            let _ = std::io::stderr().lock().write_all(self.held.as_bytes());
+            self.held.clear();
+        }
         match event {
             Report::Metrics { stage, metrics, .. } => self.live(stage).0.metrics(metrics),
             Report::Progress {

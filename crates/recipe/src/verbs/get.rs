@@ -63,7 +63,7 @@ pub fn run(args: GetArgs) -> Result<u8, Fail> {
             ),
         ));
     };
-    let Some(digest) = found.record.outputs.get(&output) else {
+    let Some(digest) = found.brief.outputs.get(&output) else {
         return Err(Fail::not_stored(
             format!("the result of stage '{stage}' has no '{output}'"),
             "run it again with --force",
@@ -76,16 +76,26 @@ pub fn run(args: GetArgs) -> Result<u8, Fail> {
         cache::Link::Reflink
     };
     let manifest = store.materialize(digest, &args.to, link)?;
+    let ending = match resolved.key {
+        Some(key) => store.ending(&key, found.brief.attempt)?,
+        None => None,
+    };
+    let Some(cache::Ending::Result(record)) = ending else {
+        return Err(Fail::not_stored(
+            format!("the result of stage '{stage}' was removed meanwhile"),
+            "run the recipe again",
+        ));
+    };
     let origin = json!({
         "version": 1,
         "recipe": plan.recipe.name,
         "artifact": { "stage": stage, "output": output, "digest": digest.hex() },
         "key": resolved.key.map(|k| k.hex()),
-        "attempt": found.attempt,
-        "metrics": found.record.metrics,
-        "numerics": found.record.numerics,
-        "cost": found.record.cost,
-        "provenance": found.record.provenance,
+        "attempt": found.brief.attempt,
+        "metrics": record.metrics,
+        "numerics": record.numerics,
+        "cost": record.cost,
+        "provenance": record.provenance,
         "lineage": lineage(&stages),
     });
     let path = args.to.join(PROVENANCE);

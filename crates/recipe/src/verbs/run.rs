@@ -53,7 +53,10 @@ pub fn run(args: RunArgs) -> Result<u8, Fail> {
             error.help.as_deref(),
         ));
     }
-    Ok(outcome.exit_code)
+    let code = outcome.exit_code;
+    // The process ends here: to free thousands of stages one by one would only take time.
+    std::mem::forget((plan, outcome));
+    Ok(code)
 }
 
 /// The table at the end: every stage with state, time, key metrics and artifact.

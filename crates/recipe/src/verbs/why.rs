@@ -54,7 +54,7 @@ fn as_text(plan: &Plan, stage: &Resolved, all: &[Resolved]) -> String {
         State::Reuse(found) => format!(
             "{name}: nothing differs; its result is reused\nkey {}, attempt {}",
             stage.key.map(|k| k.hex()).unwrap_or_default(),
-            found.attempt
+            found.brief.attempt
         ),
         State::Run(Why::Changed { fields }) if !fields.is_empty() => {
             let mut text =

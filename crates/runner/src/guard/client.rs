@@ -23,12 +23,14 @@ pub struct Spawn {
     pub env: Vec<(String, String)>,
     /// Names the gang, uniquely in the run.
     pub gang: String,
+    /// The gang has no other process.
+    pub alone: bool,
     pub stdout: OwnedFd,
     pub stderr: OwnedFd,
 }
 
-/// Takes a process's replies in order, and `None` should the guard die before the last one.
-pub type Route = Box<dyn FnMut(Option<Reply>) + Send>;
+/// Takes the reply to a request, or `None` should the guard die before.
+pub type Route = Box<dyn FnOnce(Option<Reply>) + Send>;
 type Routes = Arc<Mutex<HashMap<u64, Route>>>;
 
 /// A running guard. Dropping it ends the guard, and every process that is left with it.
@@ -63,16 +65,12 @@ impl Guard {
             .spawn(move || {
                 while let Ok(Some((reply, _))) = wire::receive::<Reply>(&reader) {
                     let mut table = table.lock().unwrap_or_else(|e| e.into_inner());
-                    let id = reply.id();
-                    let last = !matches!(reply, Reply::Started { .. });
-                    if let Some(route) = table.get_mut(&id) {
+                    // a process ends, or does not start: there is one reply to each request
+                    if let Some(route) = table.remove(&reply.id()) {
                         route(Some(reply));
                     }
-                    if last {
-                        table.remove(&id);
-                    }
                 }
-                for (_, mut route) in table.lock().unwrap_or_else(|e| e.into_inner()).drain() {
+                for (_, route) in table.lock().unwrap_or_else(|e| e.into_inner()).drain() {
                     route(None);
                 }
             })
@@ -101,7 +99,7 @@ impl Guard {
         id
     }
 
-    /// Starts a process; its replies (started or not, then its exit) go to `to`. Returns its id.
+    /// Starts a process; how it ended, or why it did not start, goes to `to`. Returns its id.
     pub fn spawn(&self, spawn: Spawn, to: Route) -> Result<u64, Error> {
         let text = |p: PathBuf| {
             p.into_os_string()
@@ -118,6 +116,7 @@ impl Guard {
             unset: spawn.unset,
             env: spawn.env,
             gang: spawn.gang,
+            alone: spawn.alone,
         };
         self.ask(&request, &[spawn.stdout, spawn.stderr])?;
         Ok(id)

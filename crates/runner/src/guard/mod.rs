@@ -11,14 +11,15 @@
 
 mod client;
 mod process;
+mod start;
 mod wire;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::{OsStr, OsString};
 use std::io::Write;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -69,14 +70,8 @@ fn append(note: &str, line: &str) {
 
 fn serve() -> std::io::Result<()> {
     let _ = setsid();
-    for s in [
-        Signal::SIGINT,
-        Signal::SIGTERM,
-        Signal::SIGHUP,
-        Signal::SIGPIPE,
-        Signal::SIGQUIT,
-    ] {
-        unsafe { signal(s, SigHandler::SigIgn) }?;
+    for number in start::IGNORED {
+        unsafe { signal(Signal::try_from(number)?, SigHandler::SigIgn) }?;
     }
     if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } != 0 {
         return Err(std::io::Error::last_os_error());
@@ -92,7 +87,7 @@ fn serve() -> std::io::Result<()> {
     let null = std::fs::File::open("/dev/null")?;
     nix::unistd::dup2_stdin(&null)?;
 
-    let mut ranks: HashMap<i32, u64> = HashMap::new();
+    let mut ranks: HashMap<i32, Rank> = HashMap::new();
     loop {
         let mut ready = [
             PollFd::new(socket.as_fd(), PollFlags::POLLIN),
@@ -105,10 +100,11 @@ fn serve() -> std::io::Result<()> {
         let asked = ready[0].revents().is_some_and(|r| !r.is_empty());
         while let Ok(Some(_)) = ended.read_signal() {}
         for (pid, exit) in reap() {
-            if let Some(id) = ranks.remove(&pid) {
-                // A rank's own group goes with it; those who left the group are swept later.
+            if let Some(Rank { id, gang, last }) = ranks.remove(&pid) {
+                // A rank's own group goes with it; those who left the group are swept when all ranks have ended.
                 let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
-                wire::send(&socket, &Reply::Exited { id, exit }, &[])?;
+                let swept = if last { sweep(&gang, &ranks) } else { 0 };
+                wire::send(&socket, &Reply::Exited { id, exit, swept }, &[])?;
             }
         }
         if asked {
@@ -120,11 +116,19 @@ fn serve() -> std::io::Result<()> {
     }
 }
 
+/// A process that was asked for.
+struct Rank {
+    id: u64,
+    gang: String,
+    /// The gang has no other: what it leaves is swept as soon as it ends.
+    last: bool,
+}
+
 fn answer(
     socket: &UnixStream,
     request: Request,
     fds: Vec<OwnedFd>,
-    ranks: &mut HashMap<i32, u64>,
+    ranks: &mut HashMap<i32, Rank>,
 ) -> std::io::Result<()> {
     match request {
         Request::Spawn {
@@ -136,16 +140,19 @@ fn answer(
             unset,
             env,
             gang,
+            alone,
         } => {
-            let mut command = Command::new(&program);
-            if clear_env {
-                command.env_clear();
-            }
+            let mut all: BTreeMap<OsString, OsString> = match clear_env {
+                true => BTreeMap::new(),
+                false => std::env::vars_os().collect(),
+            };
             for name in unset {
-                command.env_remove(name);
+                all.remove(OsStr::new(&name));
             }
+            all.extend(env.into_iter().map(|(k, v)| (k.into(), v.into())));
+            all.insert(process::GANG.into(), gang.clone().into());
             let mut fds = fds.into_iter();
-            let (Some(out), Some(err)) = (fds.next(), fds.next()) else {
+            let (Some(stdout), Some(stderr)) = (fds.next(), fds.next()) else {
                 return wire::send(
                     socket,
                     &Reply::NotStarted {
@@ -156,53 +163,34 @@ fn answer(
                     &[],
                 );
             };
-            command
-                .args(args)
-                .current_dir(&cwd)
-                .envs(env)
-                .env(process::GANG, gang);
-            command
-                .stdin(Stdio::null())
-                .stdout(out)
-                .stderr(err)
-                .process_group(0);
-            let guard = std::process::id();
-            // Only async-signal-safe calls between fork and exec.
-            unsafe {
-                command.pre_exec(move || {
-                    for s in [
-                        libc::SIGINT,
-                        libc::SIGTERM,
-                        libc::SIGHUP,
-                        libc::SIGPIPE,
-                        libc::SIGQUIT,
-                    ] {
-                        libc::signal(s, libc::SIG_DFL);
-                    }
-                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
-                    if libc::getppid() as u32 != guard {
-                        libc::_exit(127);
-                    }
-                    Ok(())
-                });
-            }
-            let reply = match command.spawn() {
-                Ok(child) => {
-                    let pid = child.id() as i32;
-                    ranks.insert(pid, id);
-                    Reply::Started { id, pid }
-                }
-                Err(e) => Reply::NotStarted {
-                    id,
-                    message: e.to_string(),
-                    errno: e.raw_os_error(),
-                },
+            let start = start::Start {
+                program,
+                args,
+                cwd,
+                env: all,
+                stdin: std::fs::File::open("/dev/null")?.into(),
+                stdout,
+                stderr,
             };
-            wire::send(socket, &reply, &[])
+            match start.start() {
+                Ok(pid) => {
+                    let last = alone;
+                    ranks.insert(pid, Rank { id, gang, last });
+                    Ok(())
+                }
+                Err(e) => {
+                    let refused = Reply::NotStarted {
+                        id,
+                        message: e.to_string(),
+                        errno: e.raw_os_error(),
+                    };
+                    wire::send(socket, &refused, &[])
+                }
+            }
         }
         Request::Signal { id, signal } => {
             if let (Some((pid, _)), Ok(signal)) = (
-                ranks.iter().find(|(_, i)| **i == id),
+                ranks.iter().find(|(_, rank)| rank.id == id),
                 Signal::try_from(signal),
             ) {
                 let _ = killpg(Pid::from_raw(*pid), signal);
@@ -217,16 +205,17 @@ fn answer(
 }
 
 /// Kills what a finished gang left. A process that hid its gang's name is taken too when no other gang runs.
-fn sweep(gang: &str, ranks: &HashMap<i32, u64>) -> usize {
+fn sweep(gang: &str, ranks: &HashMap<i32, Rank>) -> usize {
     let start = Instant::now();
     let mut killed = std::collections::HashSet::new();
     loop {
         let mut left = Vec::new();
         for pid in process::children(std::process::id() as i32) {
+            if ranks.contains_key(&pid) {
+                continue;
+            }
             let of = process::gang(pid);
-            if !ranks.contains_key(&pid)
-                && (of.as_deref() == Some(gang) || (of.is_none() && ranks.is_empty()))
-            {
+            if of.as_deref() == Some(gang) || (of.is_none() && ranks.is_empty()) {
                 left.extend(process::tree(pid));
             }
         }

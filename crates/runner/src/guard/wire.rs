@@ -25,6 +25,8 @@ pub enum Request {
         env: Vec<(String, String)>,
         /// Names the gang in the environment of all its processes.
         gang: String,
+        /// The gang has no other process: it is swept when this one ends.
+        alone: bool,
     },
     /// Signal the process and its group.
     Signal { id: u64, signal: i32 },
@@ -34,10 +36,6 @@ pub enum Request {
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Reply {
-    Started {
-        id: u64,
-        pid: i32,
-    },
     NotStarted {
         id: u64,
         message: String,
@@ -47,6 +45,8 @@ pub enum Reply {
     Exited {
         id: u64,
         exit: Exit,
+        /// Processes that it left behind, which were killed; of a process that is alone in its gang.
+        swept: usize,
     },
     Swept {
         id: u64,
@@ -57,10 +57,9 @@ pub enum Reply {
 impl Reply {
     pub fn id(&self) -> u64 {
         match self {
-            Reply::Started { id, .. }
-            | Reply::NotStarted { id, .. }
-            | Reply::Exited { id, .. }
-            | Reply::Swept { id, .. } => *id,
+            Reply::NotStarted { id, .. } | Reply::Exited { id, .. } | Reply::Swept { id, .. } => {
+                *id
+            }
         }
     }
 }

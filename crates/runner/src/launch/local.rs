@@ -31,7 +31,12 @@ struct LocalGang {
 impl Launcher for Local {
     fn launch(&self, spec: GangSpec) -> Result<Box<dyn Gang>, Error> {
         let (tell, happenings) = channel();
-        let port = free_port()?;
+        // A command is not a rank of anything.
+        let port = if spec.events {
+            Some(free_port()?)
+        } else {
+            None
+        };
         let mut gang = LocalGang {
             guard: self.guard.clone(),
             name: spec.name.clone(),
@@ -56,17 +61,15 @@ impl Launcher for Local {
                 })?)
             };
             let mut env = spec.env.clone();
-            env.extend([
-                ("RANK".into(), rank.to_string()),
-                ("LOCAL_RANK".into(), rank.to_string()),
-                ("WORLD_SIZE".into(), spec.ranks.to_string()),
-                ("LOCAL_WORLD_SIZE".into(), spec.ranks.to_string()),
-                ("MASTER_ADDR".into(), "127.0.0.1".into()),
-                ("MASTER_PORT".into(), port.to_string()),
-            ]);
-            if !spec.events {
-                // A command is not a rank of anything.
-                env.truncate(spec.env.len());
+            if let Some(port) = port {
+                env.extend([
+                    ("RANK".into(), rank.to_string()),
+                    ("LOCAL_RANK".into(), rank.to_string()),
+                    ("WORLD_SIZE".into(), spec.ranks.to_string()),
+                    ("LOCAL_WORLD_SIZE".into(), spec.ranks.to_string()),
+                    ("MASTER_ADDR".into(), "127.0.0.1".into()),
+                    ("MASTER_PORT".into(), port.to_string()),
+                ]);
             }
             let spawn = Spawn {
                 program: spec.program.clone(),
@@ -76,6 +79,7 @@ impl Launcher for Local {
                 unset: spec.unset.clone(),
                 env,
                 gang: spec.name.clone(),
+                alone: spec.ranks == 1,
                 stdout,
                 stderr: OwnedFd::from(log),
             };
@@ -85,11 +89,13 @@ impl Launcher for Local {
                 spawn,
                 Box::new(move |reply| {
                     let happening = match reply {
-                        Some(Reply::Exited { exit, .. }) => Happening::Ended { rank, exit },
+                        Some(Reply::Exited { exit, swept, .. }) => {
+                            Happening::Ended { rank, exit, swept }
+                        }
                         Some(Reply::NotStarted { message, errno, .. }) => Happening::Lost {
                             error: not_started(&program, &message, errno),
                         },
-                        Some(_) => return,
+                        Some(Reply::Swept { .. }) => return,
                         None => Happening::Lost {
                             error: guard_gone(),
                         },
@@ -150,7 +156,11 @@ impl Gang for LocalGang {
     }
 
     fn sweep(&mut self) -> usize {
-        self.guard.sweep(&self.name).unwrap_or(0)
+        match self.ids.len() {
+            // the guard did it when the process ended
+            1 => 0,
+            _ => self.guard.sweep(&self.name).unwrap_or(0),
+        }
     }
 }
 

@@ -42,8 +42,12 @@ pub enum Happening {
     Line { rank: usize, text: String },
     /// A rank's stdout was closed.
     Closed,
-    /// A rank ended.
-    Ended { rank: usize, exit: Exit },
+    /// A rank ended; how many processes of the gang were killed thereupon.
+    Ended {
+        rank: usize,
+        exit: Exit,
+        swept: usize,
+    },
     /// A rank could not be started, or nobody can tell any more what the ranks do.
     Lost { error: AttemptError },
 }

@@ -5,7 +5,7 @@ use crate::attempt::Start;
 use crate::error::{AttemptError, Class, Error};
 use crate::history;
 use crate::report::Report;
-use crate::resolve::{Decision, State, Why, decide, decide_all, explain};
+use crate::resolve::{Decision, State, Why, decide_all, decide_one, explain};
 use crate::session::{Keyed, Session};
 use crate::states::Phase;
 
@@ -100,9 +100,9 @@ impl Run<'_> {
 
     /// Decides a stage whose upstream ran in this run. Its result must be whole: something may be about to need it.
     fn decide_late(&self, i: usize) -> Result<Decision, Error> {
-        let mut decision = decide(&self.session, i, &self.states.outputs)?;
+        let mut decision = decide_one(&self.session, i, &self.states.outputs)?;
         if let State::Reuse(found) = &decision.state
-            && let Err(what) = self.session.intact(&found.record)?
+            && let Err(what) = self.session.intact(&[&found.brief])?.remove(0)
         {
             decision.state = State::Run(Why::Repair { what });
         }
@@ -144,11 +144,9 @@ impl Run<'_> {
             why: why.to_string(),
         });
         self.states.set(i, Phase::Ready);
-        self.ready.push((i, Waiting { keyed, start }));
-        let paths = &self.paths;
-        // Longest way to go first; among equals, in plan order. The last of the list is taken first.
-        self.ready
-            .sort_by(|(a, _), (b, _)| paths[*a].total_cmp(&paths[*b]).then(b.cmp(a)));
+        let need = self.slots.need(&plan.order[i].stage);
+        let waiting = Waiting { keyed, start };
+        self.ready.push(need, self.paths[i], i, waiting);
         Ok(())
     }
 }

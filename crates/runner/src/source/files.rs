@@ -17,22 +17,20 @@ pub fn file_entry(path: &Path) -> String {
     }
 }
 
-/// True for an artifact that is handed over as a file instead of a directory.
-pub fn is_file_artifact(manifest: &Manifest) -> bool {
+/// The entry of an artifact that is handed over as a file instead of a directory.
+pub fn single_file(manifest: &Manifest) -> Option<&Entry> {
     match manifest.files.as_slice() {
-        [only] => {
-            only.path == "data" || (only.path.starts_with("data.") && !only.path.contains('/'))
-        }
-        _ => false,
+        [only] if only.path == "data" => Some(only),
+        [only] if only.path.starts_with("data.") && !only.path.contains('/') => Some(only),
+        _ => None,
     }
 }
 
 /// Where an artifact that was materialised at `at` is handed over.
 pub fn handed_over(manifest: &Manifest, at: &Path) -> PathBuf {
-    if is_file_artifact(manifest) {
-        at.join(&manifest.files[0].path)
-    } else {
-        at.to_owned()
+    match single_file(manifest) {
+        Some(file) => at.join(&file.path),
+        None => at.to_owned(),
     }
 }
 

@@ -19,6 +19,7 @@ use spec::{Recipe, SourceSpec};
 
 use crate::error::{Class, Error};
 
+pub use files::single_file;
 use hub::Repository;
 pub use lock::{Lock, Origin, Pin, write_atomic};
 
@@ -233,11 +234,6 @@ impl Known {
             help: Some("run again: the stage then reads the new content".into()),
         })
     }
-}
-
-/// The path that an artifact is handed over as: a file's own path when the artifact is a single file.
-pub fn handed_over(manifest: &cache::Manifest, at: &Path) -> PathBuf {
-    files::handed_over(manifest, at)
 }
 
 fn known_hub(repository: Repository, pin: Pin) -> Option<Known> {

@@ -9,6 +9,7 @@ use crate::recipe::{Output, Reference, Source, Stage, is_name};
 use crate::tree::{Entry, Node, Value};
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 impl<'a> Resolver<'a> {
     /// Looks up every reference and checks inputs against the kinds' ports.
@@ -16,7 +17,7 @@ impl<'a> Resolver<'a> {
         &self,
         sources: &IndexMap<String, Source>,
         drafts: Vec<Draft<'a>>,
-    ) -> Result<IndexMap<String, Stage>> {
+    ) -> Result<IndexMap<String, Arc<Stage>>> {
         let outputs: IndexMap<&str, &[Output]> = drafts
             .iter()
             .map(|d| (d.name, d.outputs.as_slice()))
@@ -68,7 +69,7 @@ impl<'a> Resolver<'a> {
                     assertions: draft.assertions,
                     environment,
                 };
-                (stage.name.clone(), stage)
+                (stage.name.clone(), Arc::new(stage))
             })
             .collect())
     }
@@ -215,7 +216,7 @@ impl<'a> Resolver<'a> {
     pub(super) fn refuse_cycles(
         &self,
         root: &Node,
-        stages: &IndexMap<String, Stage>,
+        stages: &IndexMap<String, Arc<Stage>>,
     ) -> Result<()> {
         // 0 unseen, 1 on the current path, 2 done; an explicit stack, since chains may be long
         let mut state = vec![0u8; stages.len()];

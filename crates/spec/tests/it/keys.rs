@@ -200,6 +200,8 @@ fn a_stored_preimage_hashes_to_its_key() {
         assert_eq!(read, made);
         assert_eq!(read.key(), made.key());
         assert_eq!(read.text(), made.text());
+        let value = serde_json::to_value(&made).unwrap();
+        assert_eq!(made.text(), canonical::text(&value));
         assert_eq!(
             made.key().as_str(),
             blake3::hash(made.text().as_bytes()).to_hex().as_str()
@@ -297,6 +299,23 @@ proptest! {
         prop_assert_eq!(&canonical::text(&reversed(&value)), &text);
         let read: Value = serde_json::from_str(&text).unwrap();
         prop_assert_eq!(canonical::text(&read), text);
+    }
+
+    /// A preimage is written field by field, as its canonical JSON would be.
+    #[test]
+    fn a_preimage_is_its_canonical_json(
+        with in values(),
+        inputs in prop::collection::btree_map(".{0,6}", prop::collection::vec(".{0,6}", 0..3), 0..3),
+        environment in prop::collection::btree_map(".{0,6}", ".{0,6}", 0..3),
+        sources in ".{0,3}",
+        trainer in any::<bool>(),
+    ) {
+        let trainer = trainer.then(|| spec::key::HashedTrainer { libtorch: "2".to_owned(), sources });
+        let text = |s: &str| s.to_owned();
+        let made = Preimage { domain: text("d"), schema: 1, kind: text("k@1"), with, inputs, trainer, environment };
+        let value = serde_json::to_value(&made).unwrap();
+        prop_assert_eq!(made.text(), canonical::text(&value));
+        prop_assert_eq!(Preimage::parse(&made.text()).unwrap(), made);
     }
 
     #[test]

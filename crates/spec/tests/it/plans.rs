@@ -7,8 +7,8 @@ use spec::{Plan, Selection, codes};
 fn parts(selection: Selection) -> Vec<(String, Part)> {
     let plan = Plan::new(load(RECIPE), &selection).unwrap();
     plan.order
-        .into_iter()
-        .map(|s| (s.stage.name, s.part))
+        .iter()
+        .map(|s| (s.stage.name.clone(), s.part))
         .collect()
 }
 
