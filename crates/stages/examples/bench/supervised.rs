@@ -33,6 +33,7 @@ pub fn run(setup: &Setup, kind: Kind) -> Result<Value> {
     })?;
     let peer = Peer {
         name: "TRL 1.16 SFT, fp32",
+        script: "sft",
         rate: 3600.0,
         target: if kind == Kind::Float { 1.3 } else { 2.5 },
     };
