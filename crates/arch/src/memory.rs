@@ -14,7 +14,7 @@
 //! | gathered | where shards are gathered: twice the largest segment in compute kind (one in use, the next on its way) and its gradient in compute kind and in fp32 on the way to its shards, or the LM matrix and the largest segment; elsewhere the largest segment's gradient in compute kind, if that is not fp32 |
 //! | activations | what each segment keeps for its backward (below), and the working set of one segment's backward |
 //! | logits | `C V (4 + 4)` for a chunk of `C` rows, `V h 4` for the LM matrix's gradient, and `2 R h b` |
-//! | rollout | the rollout's cache of keys and values, `8 V` for each sequence that it samples for, and, where training shards the weights, `b` per element of its own copy |
+//! | rollout | the rollout's cache of keys and values, `8 V` for each sequence that it samples for, and, where training holds other parts of the weights, `b` per element of its own copy |
 //!
 //! Stored is the FSDP part ([`crate::slice::held`]). AdamW's 16 bytes per element in mixed
 //! precision are those of ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1), but for
@@ -87,8 +87,10 @@ pub struct Load {
 /// A rollout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rollout {
-    /// Ranks that share a copy of the weights.
+    /// Ranks with parts of the same matrices of a copy of the weights.
     pub tp: usize,
+    /// Ranks with different experts of it.
+    pub ep: usize,
     /// Bytes of keys and values.
     pub cache: u64,
     /// Sequences that are sampled for at once.
@@ -531,12 +533,20 @@ impl<'a> Stage<'a> {
         let c = self.table.config;
         let sampling = 8 * (c.vocab_size * rollout.sequences) as u64;
         let m = self.mesh;
-        let sharded = m.dp_shard * m.ep * m.cp * m.tp * m.pp > 1;
-        let copy = if sharded {
-            let all: u64 = self.table.lines.iter().map(Line::numel).sum();
-            self.load.element as u64 * all / rollout.tp as u64
-        } else {
+        // nothing moves where training has the same parts
+        let still = m.dp_shard * m.ep * m.cp * m.pp == 1 && (m.tp, 1) == (rollout.tp, rollout.ep);
+        let part = |line: &Line| {
+            let experts = if line.def.expert.is_some() {
+                rollout.ep
+            } else {
+                1
+            };
+            line.numel().div_ceil((rollout.tp * experts) as u64)
+        };
+        let copy = if still {
             0
+        } else {
+            self.load.element as u64 * self.table.lines.iter().map(part).sum::<u64>()
         };
         rollout.cache + sampling + copy
     }
