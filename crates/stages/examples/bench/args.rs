@@ -21,6 +21,8 @@ matrix product's peak that the best repeat's model FLOPs reach, where that means
 With --peers the peer's rates were measured just before on this machine: `peer_rate_best` and
 `peer_rate_median`, and the ratios are best to best and median to median. `ratio_target` is what
 `ratio` should reach on a quiet machine. Peers run on a CPU in fp32, so on CUDA there are no ratios.
+`mesh` has its own fields: the same step on one rank and on two, one thread each, with the ratio of
+their times.
 
 Names: ";
 

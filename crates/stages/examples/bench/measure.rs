@@ -221,7 +221,7 @@ pub fn median(values: &[f64]) -> f64 {
 }
 
 /// Processes that wanted a core in the last minute, ourselves included.
-fn load() -> Option<f64> {
+pub fn load() -> Option<f64> {
     let text = fs::read_to_string("/proc/loadavg").ok()?;
     text.split_whitespace().next()?.parse().ok()
 }
