@@ -431,7 +431,7 @@ impl Checks<'_> {
         for step in 0..30 {
             x = &x * 2.0;
             self.group.all_reduce_sum(&mut x, "order")?;
-            x = x / (2.0 * size);
+            x /= 2.0 * size;
             x += 1.0;
             let want = Tensor::full(
                 [1 << 18],

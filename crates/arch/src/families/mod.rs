@@ -52,8 +52,11 @@ pub struct Family {
     /// Experts, for the given number of layers.
     pub experts: fn(&Reader, usize) -> Result<Option<Experts>, Error>,
     /// The keys of its own files for these sizes of experts; none where it has no experts.
-    pub expert_keys: Option<fn(&ExpertSizes) -> Vec<(&'static str, Value)>>,
+    pub expert_keys: Option<ExpertKeys>,
 }
+
+/// Keys of `config.json` and their values.
+pub type ExpertKeys = fn(&ExpertSizes) -> Vec<(&'static str, Value)>;
 
 /// The sliding window of each layer, if it has one.
 pub type Windows = Vec<Option<usize>>;
