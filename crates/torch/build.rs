@@ -30,7 +30,6 @@ fn main() {
             "cxx/dist.cpp",
             "cxx/memory.cpp",
             "cxx/ops.cpp",
-            "cxx/stream.cpp",
         ])
         .compile("recipe_torch_bridge");
     println!(

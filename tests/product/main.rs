@@ -1,7 +1,9 @@
 //! Whole-product tests: the real binaries in scratch projects.
 
 mod bad_inputs;
+mod differential;
 mod experts;
+mod faults;
 mod full_disk;
 mod golden;
 mod kills;

@@ -128,5 +128,20 @@ pub fn options(store: String, compute: ComputeArgs, plan: &Plan) -> Result<runne
     options.offline = compute.offline;
     options.accept_trainer = compute.accept_trainer;
     options.command_line = std::env::args().collect();
+    options.claim_ttl = claim_ttl()?;
     Ok(options)
+}
+
+/// `RECIPE_CLAIM_TTL`: how long a runner that shares the store may be silent before its work is taken over.
+fn claim_ttl() -> Result<Option<std::time::Duration>, Fail> {
+    let Ok(text) = std::env::var("RECIPE_CLAIM_TTL") else {
+        return Ok(None);
+    };
+    match spec::placement::parse_duration(&text) {
+        Ok(ttl) if !ttl.is_zero() => Ok(Some(ttl)),
+        _ => Err(Fail::usage(
+            format!("RECIPE_CLAIM_TTL is '{text}', which is no time"),
+            "set it to a time such as 60s, the same for all runners that share the store, or unset it",
+        )),
+    }
 }

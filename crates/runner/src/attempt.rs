@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use cache::{Claim, Claimed, Cost, Keep, Key, Liveness, Published, Reason, ResultRecord, Store};
 use serde_json::{Map, Value, json};
-use spec::ResumeSpec;
+use spec::{Event, ResumeSpec};
 
 use crate::cancel::{Cancel, Stop};
 use crate::error::{AttemptError, Class, Error};
 use crate::events::Events;
+use crate::fault::{self, Ask};
 use crate::gang::{self, Ending, Limits};
 use crate::guard::Guard;
 use crate::job::{self, Inputs, Layout};
@@ -171,6 +172,7 @@ impl Runner<'_> {
                 Acquired::Stopped => return Ok(End::Stopped { checkpoint: true }),
             };
             *self.attempt = Some(claim.attempt);
+            fault::at("claimed");
             let attempt = claim.attempt;
             let log = self.log(attempt)?;
             self.report(Report::AttemptStarted {
@@ -185,7 +187,10 @@ impl Runner<'_> {
                 .unwrap_or_else(|e| Tried::Failed(e.into()));
             match tried {
                 Tried::Result(record, _keep) => match self.shared.store.publish(&claim, &record)? {
-                    Published::Published => return Ok(End::Ran(record)),
+                    Published::Published => {
+                        fault::at("published");
+                        return Ok(End::Ran(record));
+                    }
                     Published::Other { record } => return Ok(End::Adopted(record)),
                     Published::Sealed { why } => {
                         self.warn(format!("attempt {attempt} was taken over ({why})"))
@@ -294,6 +299,7 @@ impl Runner<'_> {
             root: &scratch.path,
         };
         let paths = job::provide(&job.inputs, &layout, store, shared.offline)?;
+        fault::at("provided");
         let mut numerics = Vec::new();
         let gang_name = format!("{}-{}-{}", shared.run, stage.name, claim.attempt);
         let spec = if stage.kind.trainer {
@@ -342,9 +348,21 @@ impl Runner<'_> {
         let (name, launcher) = LAUNCHERS[0];
         let mut gang = launcher(guard).launch(spec)?;
         let mut events = Events::new(stage, self.tell, claim.attempt, numerics, name);
+        if fault::at("launched") == Ask::KillGang {
+            gang.signal(libc::SIGKILL);
+        }
         let end = gang::drive(gang.as_mut(), ranks, &limits, &mut |rank, event| {
-            events.take(rank, event)
+            let ask = match &event {
+                Event::Started { .. } => fault::at("worker-started"),
+                Event::Metrics { .. } => fault::at("worker-step"),
+                Event::Checkpoint { .. } => fault::at("worker-checkpoint"),
+                Event::Finished { .. } => fault::at("worker-finished"),
+                _ => Ask::Nothing,
+            };
+            events.take(rank, event);
+            ask
         });
+        fault::at("ended");
         let Events {
             numerics, metrics, ..
         } = events;
@@ -375,6 +393,7 @@ impl Runner<'_> {
             Ok(outputs) => outputs,
             Err(error) => return Ok(Tried::Failed(error)),
         };
+        fault::at("ingested");
         let seconds = begun.elapsed().as_secs_f64();
         let provenance = json!({
             "recipe": shared.recipe,

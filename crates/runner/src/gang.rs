@@ -9,6 +9,7 @@ use spec::Event;
 
 use crate::cancel::{Cancel, Stop};
 use crate::error::{AttemptError, Class};
+use crate::fault::Ask;
 use crate::guard::Exit;
 use crate::launch::{Gang, Happening};
 
@@ -74,7 +75,9 @@ struct Seen<'a> {
     first_bad: Option<(usize, Exit)>,
     lost: Option<AttemptError>,
     swept: usize,
-    on_event: &'a mut dyn FnMut(usize, Event),
+    on_event: &'a mut dyn FnMut(usize, Event) -> Ask,
+    /// A fault on purpose asked for the death of all ranks.
+    kill: bool,
 }
 
 impl Seen<'_> {
@@ -85,7 +88,7 @@ impl Seen<'_> {
                     if self.failure.is_none() {
                         self.failure = failure_of(&event);
                     }
-                    (self.on_event)(rank, event);
+                    self.kill |= (self.on_event)(rank, event) == Ask::KillGang;
                 }
                 Err(e) => {
                     let text =
@@ -127,7 +130,7 @@ pub fn drive(
     gang: &mut dyn Gang,
     ranks: usize,
     limits: &Limits,
-    on_event: &mut dyn FnMut(usize, Event),
+    on_event: &mut dyn FnMut(usize, Event) -> Ask,
 ) -> GangEnd {
     let mut seen = Seen {
         exits: vec![None; ranks],
@@ -137,6 +140,7 @@ pub fn drive(
         lost: None,
         swept: 0,
         on_event,
+        kill: false,
     };
     let mut asked = Asked::Nothing;
     let mut kill_at: Option<Instant> = None;
@@ -144,6 +148,9 @@ pub fn drive(
     while seen.running() {
         if let Some(happening) = gang.next(TICK) {
             seen.take(happening);
+        }
+        if std::mem::take(&mut seen.kill) {
+            gang.signal(Signal::SIGKILL as i32);
         }
         let now = Instant::now();
         if seen.first_bad.is_some_and(|(_, e)| e.code != Some(75)) {

@@ -19,6 +19,7 @@ mod clock;
 mod crew;
 mod error;
 mod events;
+mod fault;
 mod gang;
 mod history;
 mod job;

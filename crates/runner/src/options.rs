@@ -56,6 +56,8 @@ pub struct Options {
     pub accept_trainer: bool,
     /// How long after SIGTERM a process may live, for a timeout and for `command` stages.
     pub grace: Duration,
+    /// How long another runner's claim may be silent before it is taken over; the same for all runners of a store.
+    pub claim_ttl: Option<Duration>,
     /// The worker binary; `None`: `RECIPE_WORKER`, else `recipe-worker` beside this program.
     pub worker: Option<PathBuf>,
     /// Program and arguments that end in [`crate::guard::main`]; `None`: this program with [`crate::guard::VERB`].
@@ -78,6 +80,7 @@ impl Options {
             offline: false,
             accept_trainer: false,
             grace: Duration::from_secs(30),
+            claim_ttl: None,
             worker: None,
             guard: None,
             command_line: Vec::new(),

@@ -16,6 +16,7 @@ use crate::cancel::Stop;
 use crate::crew::Crew;
 use crate::error::{AttemptError, Class, Error};
 use crate::events::numbers;
+use crate::fault;
 use crate::guard;
 use crate::history::Past;
 use crate::job::{Input, Inputs};
@@ -25,6 +26,7 @@ use crate::ready::Ready;
 use crate::record::Recorder;
 use crate::report::{Report, Reporter};
 use crate::resolve::Decision;
+use crate::scratch;
 use crate::session::{Found, Keyed, Session};
 use crate::slots::{Need, Slots};
 use crate::states::{Phase, States};
@@ -37,6 +39,7 @@ const TICK: Duration = Duration::from_millis(100);
 /// An error is a failure of the runner itself; what happens to stages is in the [`Outcome`].
 pub fn run(plan: &Plan, options: &Options, reporter: &mut dyn Reporter) -> Result<Outcome, Error> {
     let clock = Instant::now();
+    fault::arm()?;
     let session = Session::open(plan, options)?;
     let slots = Slots::new(options)?;
     let recorder = Recorder::start(plan, options, &session.store, clock)?;
@@ -80,6 +83,7 @@ pub fn run(plan: &Plan, options: &Options, reporter: &mut dyn Reporter) -> Resul
         failed: false,
     };
     run.report(started);
+    fault::at("recorded");
     let worked = run.work(&told);
     if worked.is_err() {
         run.kill(&told);
@@ -117,6 +121,7 @@ impl Run<'_> {
     /// The main loop.
     fn work(&mut self, told: &Receiver<Note>) -> Result<(), Error> {
         self.decide_sources()?;
+        fault::at("decided");
         loop {
             while let Some(i) = self.states.due.pop_front() {
                 self.settle(i)?;
@@ -246,6 +251,7 @@ impl Run<'_> {
         {
             self.session.view.learn(&key, attempt, record);
         }
+        fault::at("told");
         match end {
             End::Ran(record) => self.result(i, Status::Ran, &Brief::of(attempt, &record)),
             End::Adopted(record) => self.result(i, Status::Adopted, &Brief::of(attempt, &record)),
@@ -348,11 +354,11 @@ impl Run<'_> {
             .lock()
             .unwrap_or_else(|e| e.into_inner())
             .take();
-        self.shared
-            .scratch
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .take();
+        let scratch = self.shared.scratch.lock();
+        match scratch.unwrap_or_else(|e| e.into_inner()).take() {
+            Some(scratch) => drop(scratch),
+            None => scratch::tidy(&self.session.store),
+        }
         let stages = &self.states.outcomes;
         let unfinished = stages
             .iter()
@@ -371,6 +377,7 @@ impl Run<'_> {
         });
         self.session.view.save();
         let flushed = self.session.store.flush();
+        fault::at("saved");
         let Run {
             states,
             recorder,

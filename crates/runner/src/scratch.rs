@@ -30,13 +30,7 @@ pub struct Scratch {
 
 impl Scratch {
     pub fn open(store: &Store, run: &str) -> Result<Scratch, Error> {
-        let base = match store.local() {
-            Some(_) => node_local(store),
-            None => None,
-        };
-        let base = base
-            .unwrap_or_else(|| std::env::temp_dir().join("recipe"))
-            .join("attempts");
+        let base = base(store);
         let io = |path: &Path| {
             let path = path.to_owned();
             move |source| Error::Io {
@@ -143,6 +137,22 @@ fn remove(path: &Path, dir: bool) -> std::io::Result<()> {
     } else {
         fs::remove_file(path)
     }
+}
+
+/// Where runs have their scratch.
+fn base(store: &Store) -> PathBuf {
+    let beside = match store.local() {
+        Some(_) => node_local(store),
+        None => None,
+    };
+    beside
+        .unwrap_or_else(|| std::env::temp_dir().join("recipe"))
+        .join("attempts")
+}
+
+/// Removes what dead runs left, for a run that needs no scratch of its own.
+pub fn tidy(store: &Store) {
+    sweep(&base(store));
 }
 
 /// Removes the scratch of runs that are gone. A failure here is no reason not to run.

@@ -67,7 +67,10 @@ impl<'p> Session<'p> {
                 help: Some(format!("its stages are {}", known.join(", "))),
             });
         }
-        let store = Store::open(&options.store)?;
+        let mut store = Store::open(&options.store)?;
+        if let Some(ttl) = options.claim_ttl {
+            store.set_ttl(ttl);
+        }
         let taken = || plan.order.iter().filter(|s| s.part != Part::Out);
         let mut names: Vec<&str> = Vec::new();
         for reference in taken().flat_map(|s| s.stage.inputs.values().flatten()) {

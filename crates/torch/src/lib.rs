@@ -10,7 +10,6 @@
 //! | [`fused`] | multi-tensor AdamW |
 //! | [`memory`] | bytes of CPU tensors, counted; freed memory, kept |
 //! | [`storage`] | version counters, storage resize |
-//! | [`stream`] | streams of a device, and events on them |
 
 pub mod autograd;
 pub mod cuda;
@@ -19,7 +18,6 @@ mod ffi;
 pub mod fused;
 pub mod memory;
 pub mod storage;
-pub mod stream;
 pub mod threads;
 
 /// An error that libtorch or the bridge reported.

@@ -31,5 +31,4 @@ pub static FAMILY: Family = Family {
     },
     qk_norm: false,
     experts: no_experts,
-    expert_keys: None,
 };

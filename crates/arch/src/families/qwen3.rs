@@ -21,5 +21,4 @@ pub static FAMILY: Family = Family {
     windows: qwen_windows,
     qk_norm: true,
     experts: no_experts,
-    expert_keys: None,
 };

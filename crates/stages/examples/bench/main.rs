@@ -11,7 +11,6 @@ mod generate;
 mod measure;
 mod model;
 mod preference;
-mod ranks;
 mod reinforce;
 mod supervised;
 
@@ -42,13 +41,9 @@ static BENCHES: &[(&str, Bench)] = &[
     ("generate-bf16", |setup| {
         generate::run(setup, Kind::BFloat16)
     }),
-    ("mesh", ranks::run),
 ];
 
 fn main() -> ExitCode {
-    if let Some(served) = ranks::served() {
-        return ended(served);
-    }
     let names = BENCHES.iter().map(|(name, _)| *name);
     let args = match Args::parse(std::env::args().skip(1), names) {
         Ok(Some(args)) => args,
@@ -58,11 +53,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    ended(benchmarks(&args))
-}
-
-fn ended(result: Result<()>) -> ExitCode {
-    match result {
+    match benchmarks(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("bench: {why}");
