@@ -24,6 +24,9 @@ TORCH = "2.11."
 # what log-probabilities on any device may differ from transformers' on CPU, in nats
 TOLERANCE = 1e-4
 
+# in this order
+CHECKS = ["recipe", "models", "collectives", "mesh", "bench"]
+
 SCORE = """[recipe]
 name = "score-fixture"
 schema = 1
@@ -123,6 +126,34 @@ def benchmarks(args):
     return {"ok": code == 0, "seconds": seconds, "arguments": ["--device", args.device, *quick], "lines": lines}
 
 
+def ranks(args):
+    """Collectives against their expected values, and what must fail: NCCL with one rank (several cannot share a
+    GPU, and must say so), host-staged Gloo with two and four ranks on one GPU."""
+    ways = [("nccl", "1,2"), ("gloo", "2,4")] if args.device == "cuda" else [("gloo", "1,2,4")]
+    results = []
+    for transport, sizes in ways:
+        code, out, seconds = call([args.binaries / "collectives", "--device", args.device, "--transport", transport,
+                                   "--ranks", sizes], args.scratch / "collectives.log")
+        results.append({"transport": transport, "ok": code == 0, "seconds": seconds,
+                        "lines": [json.loads(line) for line in out.splitlines()]})
+    return results
+
+
+def meshes(args):
+    """The table of `cargo xtask mesh` with up to four ranks, which share one GPU over host-staged Gloo."""
+    settings = {"RECIPE_MESH_DEVICE": args.device, "RECIPE_MESH_RANKS": "4"}
+    if args.device == "cuda":
+        settings["RECIPE_MESH_TABLE"] = "1"
+    os.environ.update(settings)
+    code, out, seconds = call([args.binaries / "mesh"], args.scratch / "mesh.log")
+    lines = out.splitlines()
+    for line in lines:
+        print(f"  {line}")
+    # a header, lines and a summary: none of them is no table
+    return {"ok": code == 0 and len(lines) > 2, "exit_code": code, "seconds": seconds, "settings": settings,
+            "table": lines}
+
+
 def gpus(device):
     """What nvidia-smi says of each GPU."""
     if device == "cpu":
@@ -148,31 +179,52 @@ def run(args):
     results = {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(filter(None, [
-            "RECIPE_GPU_DEVICE=cpu" if args.device == "cpu" else "", "ci/gpu.sh", "BINARIES", args.name])),
+            "RECIPE_GPU_DEVICE=cpu" if args.device == "cpu" else "",
+            f"RECIPE_GPU_CHECKS='{' '.join(args.checks)}'" if args.checks != CHECKS else "",
+            "ci/gpu.sh", "BINARIES", args.name])),
         "device": args.device,
         "gpus": devices,
         "cores": os.cpu_count(),
         "torch": importlib.metadata.version("torch"),
         "worker": json.loads(out),
-        "binaries": {name: binary(args.binaries / name) for name in ("recipe", "recipe-worker", "bench")},
+        "binaries": {path.name: binary(path) for path in sorted(args.binaries.iterdir()) if path.is_file()},
     }
-    print("running the recipe", flush=True)
-    results["run"] = main_recipe(args)
-    models = sorted(path.parent for path in ROOT.glob("tests/golden/models/*/expected.json"))
-    print(f"scoring {len(models)} golden models", flush=True)
-    results["fixtures"] = [fixture(args, model) for model in models]
-    print("benchmarking", flush=True)
-    results["bench"] = benchmarks(args)
-    checks = [results["run"], results["bench"], *results["fixtures"]]
-    results["ok"] = bool(models) and all(check["ok"] for check in checks)
+    checks = []
+    if "recipe" in args.checks:
+        print("running the recipe", flush=True)
+        results["run"] = main_recipe(args)
+        checks.append(results["run"])
+    if "models" in args.checks:
+        models = sorted(path.parent for path in ROOT.glob("tests/golden/models/*/expected.json"))
+        print(f"scoring {len(models)} golden models", flush=True)
+        results["fixtures"] = [fixture(args, model) for model in models]
+        checks += results["fixtures"] or [{"ok": False}]
+    if "collectives" in args.checks:
+        print("checking collectives", flush=True)
+        results["collectives"] = ranks(args)
+        checks += results["collectives"]
+    if "mesh" in args.checks:
+        print("training on meshes", flush=True)
+        results["mesh"] = meshes(args)
+        checks.append(results["mesh"])
+    if "bench" in args.checks:
+        print("benchmarking", flush=True)
+        results["bench"] = benchmarks(args)
+        checks.append(results["bench"])
+    results["ok"] = all(check["ok"] for check in checks)
 
     default = devices[0]["name"] if devices else "cpu"
     name = args.name or re.sub(r"[^a-z0-9]+", "-", default.lower()).strip("-")
     to = ROOT / "ci" / "results" / f"{name}.json"
     to.parent.mkdir(exist_ok=True)
     to.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    for check in results["fixtures"]:
+    for check in results.get("fixtures", []):
         print(f"  {check['model']}: {'ok' if check['ok'] else 'FAILED'}, {check.get('max_difference')}")
+    for check in results.get("collectives", []):
+        for line in check["lines"]:
+            print(f"  {check['transport']}, {line['ranks']} ranks: {'ok' if line['ok'] else 'FAILED'}")
+            if not line["ok"]:
+                print(f"    {json.dumps(line['said'])}")
     print(f"{'ok' if results['ok'] else 'FAILED'}: {to.relative_to(ROOT)}")
     return results["ok"]
 
@@ -186,7 +238,11 @@ def main():
     runs.add_argument("--binaries", type=Path, required=True)
     runs.add_argument("--scratch", type=Path, required=True)
     runs.add_argument("--name", default="")
+    runs.add_argument("--checks", default=CHECKS, type=lambda text: text.split() or CHECKS)
     args = parser.parse_args()
+    unknown = set(getattr(args, "checks", [])) - set(CHECKS)
+    if unknown:
+        sys.exit(f"gpu.py: no check named {', '.join(sorted(unknown))}: there are {', '.join(CHECKS)}")
     if args.verb == "torch":
         torch()
     elif not run(args):

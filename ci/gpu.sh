@@ -2,13 +2,15 @@
 # GPU checks and benchmarks from prebuilt binaries, on a machine without Rust.
 #
 # Usage: ci/gpu.sh BINARIES [NAME]
-#   BINARIES  a directory with `recipe`, `recipe-worker` and `bench` (from target/release and
-#             target/release/examples)
+#   BINARIES  a directory that `cargo xtask pack DIR` has filled
 #   NAME      results go to ci/results/NAME.json [default: the GPU's name]
 #
 # Needs python3 whose torch is 2.11 with CUDA; PYTHON names another python. Runs
-# recipes/sft-then-grpo.toml, scores every golden model against transformers, and benchmarks, all on
-# the GPU. RECIPE_GPU_DEVICE=cpu goes the same way on the CPU, small: a test of this script.
+# recipes/sft-then-grpo.toml, scores every golden model against transformers, checks the collectives
+# (NCCL with one rank, host-staged Gloo with ranks that share the GPU), trains on meshes of two and four
+# such ranks against one process, and benchmarks, all on the GPU. RECIPE_GPU_CHECKS="collectives mesh"
+# runs some of: recipe, models, collectives, mesh, bench. RECIPE_GPU_DEVICE=cpu goes the same way on the
+# CPU, small: a test of this script.
 # Exit: 0 ok, 1 a check failed (results are written), 2 usage, 4 no GPU or no libtorch here.
 set -eu
 
@@ -23,9 +25,9 @@ fail() {
 [ -d "$1" ] || fail 2 "$1 is no directory"
 binaries=$(cd "$1" && pwd)
 name=${2:-}
-for binary in recipe recipe-worker bench; do
+for binary in recipe recipe-worker bench collectives mesh; do
     [ -x "$binaries/$binary" ] || fail 2 "$binaries/$binary is missing: build it with \
-\`cargo xtask build\` and \`cargo build --release --workspace --example bench\`"
+\`cargo xtask pack $1\`"
 done
 cd "$(dirname "$0")/.."
 
@@ -50,4 +52,5 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-"$python" ci/gpu.py run --device "$device" --binaries "$binaries" --scratch "$scratch" --name "$name"
+"$python" ci/gpu.py run --device "$device" --binaries "$binaries" --scratch "$scratch" --name "$name" \
+    --checks "${RECIPE_GPU_CHECKS:-}"

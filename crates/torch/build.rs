@@ -30,6 +30,7 @@ fn main() {
             "cxx/dist.cpp",
             "cxx/memory.cpp",
             "cxx/ops.cpp",
+            "cxx/stream.cpp",
         ])
         .compile("recipe_torch_bridge");
     println!(

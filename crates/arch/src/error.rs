@@ -31,6 +31,9 @@ pub enum Error {
         value: String,
         help: String,
     },
+    /// Sizes of experts that do not fit the family.
+    #[error("{problem}; {help}")]
+    Experts { problem: String, help: &'static str },
     /// A mesh that cannot carry the model.
     #[error("mesh.{axis} = {size}, but {why}; {help}")]
     Mesh {

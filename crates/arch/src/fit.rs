@@ -98,8 +98,8 @@ pub enum Choice {
 }
 
 impl Job {
-    /// What a rank computes on a mesh.
-    pub fn load(&self, mesh: &Mesh, keep: Keep, rollout_tp: usize) -> Load {
+    /// What a rank computes on a mesh, where `rollout` is `tp` and `ep` of its rollouts.
+    pub fn load(&self, mesh: &Mesh, keep: Keep, rollout: (usize, usize)) -> Load {
         let data = mesh.data_size();
         Load {
             element: self.element,
@@ -112,7 +112,8 @@ impl Job {
             offload: self.offload,
             fused: self.fused,
             rollout: self.rollout.map(|(cache, sequences)| Rollout {
-                tp: rollout_tp,
+                tp: rollout.0,
+                ep: rollout.1,
                 cache,
                 sequences,
             }),
@@ -138,7 +139,7 @@ pub fn choose(table: &Table, machine: &Machine, job: &Job) -> Choice {
                 .copied()
                 .filter(|r| *r <= 1 || machine.gpus.is_multiple_of(*r));
             for rollout_tp in ranks {
-                let load = job.load(&mesh, keep, rollout_tp);
+                let load = job.load(&mesh, keep, (rollout_tp, 1));
                 let memory = table.worst(&mesh, &load);
                 let fit = Fit {
                     mesh,

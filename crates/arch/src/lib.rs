@@ -27,4 +27,4 @@ pub use mesh::{Axis, Coord, Mesh};
 pub use params::{Cut, Init, ParamDef, Role, Shard};
 pub use rope::{Rope, Scaling};
 pub use slice::{Held, Slice, held};
-pub use write::Sizes;
+pub use write::{ExpertSizes, Sizes};

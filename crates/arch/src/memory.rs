@@ -13,8 +13,8 @@
 //! | optimizer | 8 per stored element (AdamW's two moments), 0 for SGD |
 //! | gathered | where shards are gathered: twice the largest segment in compute kind (one in use, the next on its way) and its gradient in compute kind and in fp32 on the way to its shards, or the LM matrix and the largest segment; elsewhere the largest segment's gradient in compute kind, if that is not fp32 |
 //! | activations | what each segment keeps for its backward (below), and the working set of one segment's backward |
-//! | logits | `C V (4 + 4)` for a chunk of `C` rows, `V h 4` for the LM matrix's gradient, and `2 R h b` |
-//! | rollout | the rollout's cache of keys and values, `8 V` for each sequence that it samples for, and, where training shards the weights, `b` per element of its own copy |
+//! | logits | `C V` times what a chunk of `C` rows takes (below), `V h 4` for the LM matrix's gradient, and `2 R h b` |
+//! | rollout | the rollout's cache of keys and values, `8 V` for each sequence that it samples for, and, where training holds other parts of the weights, `b` per element of its own copy |
 //!
 //! Stored is the FSDP part ([`crate::slice::held`]). AdamW's 16 bytes per element in mixed
 //! precision are those of ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054, section 3.1), but for
@@ -28,6 +28,10 @@
 //!   where the operators are not fused;
 //! - experts: `b (R h + N h) + 4 N E + b k N (2 h + 3 m)` for `k` of `E` experts to a row, of width
 //!   `m`: the rows sorted by expert go in and out.
+//!
+//! A chunk of logits takes `b C V` where a fused softmax overwrites it with its gradient; where ranks
+//! share the vocabulary `C V (4 + 4)`, in fp32 with its exponentials; else `C V (b + 4 + 4)`, with both
+//! beside it.
 //!
 //! These are not all there at one time. The peak is the highest of three moments: at the head (all
 //! activations, the LM matrix, the next unit, logits), in a segment's backward (all activations, its
@@ -87,8 +91,10 @@ pub struct Load {
 /// A rollout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rollout {
-    /// Ranks that share a copy of the weights.
+    /// Ranks with parts of the same matrices of a copy of the weights.
     pub tp: usize,
+    /// Ranks with different experts of it.
+    pub ep: usize,
     /// Bytes of keys and values.
     pub cache: u64,
     /// Sequences that are sampled for at once.
@@ -524,19 +530,32 @@ impl<'a> Stage<'a> {
         let chunk = (self.load.head_chunk as u64).min(self.rows());
         // the gradient of the LM matrix is in fp32, and for a moment of a chunk in compute kind
         let narrow = if b == 4 { 0 } else { b };
-        8 * chunk * v + (4 + narrow) * v * h + 2 * b * self.between() * h
+        let of_chunk = match (self.mesh.tp, self.load.fused) {
+            (1, true) => b,
+            (1, false) => b + 8,
+            _ => 8,
+        };
+        of_chunk * chunk * v + (4 + narrow) * v * h + 2 * b * self.between() * h
     }
 
     fn rollout(&self, rollout: &Rollout) -> u64 {
         let c = self.table.config;
         let sampling = 8 * (c.vocab_size * rollout.sequences) as u64;
         let m = self.mesh;
-        let sharded = m.dp_shard * m.ep * m.cp * m.tp * m.pp > 1;
-        let copy = if sharded {
-            let all: u64 = self.table.lines.iter().map(Line::numel).sum();
-            self.load.element as u64 * all / rollout.tp as u64
-        } else {
+        // nothing moves where training has the same parts
+        let still = m.dp_shard * m.ep * m.cp * m.pp == 1 && (m.tp, 1) == (rollout.tp, rollout.ep);
+        let part = |line: &Line| {
+            let experts = if line.def.expert.is_some() {
+                rollout.ep
+            } else {
+                1
+            };
+            line.numel().div_ceil((rollout.tp * experts) as u64)
+        };
+        let copy = if still {
             0
+        } else {
+            self.load.element as u64 * self.table.lines.iter().map(part).sum::<u64>()
         };
         rollout.cache + sampling + copy
     }

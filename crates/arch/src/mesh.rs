@@ -218,6 +218,37 @@ impl Mesh {
         self.sp && self.tp > 1
     }
 
+    /// How these ranks hold a model while they generate: groups of `tp` x `ep` ranks with parts of
+    /// the same matrices and different experts, which sample the same sequences. `told` are these two;
+    /// left out, no rank holds more than it has to: as many parts as in training, where the heads
+    /// allow it, and experts as they lie.
+    ///
+    /// # Errors
+    /// As [`Mesh::check`], for sizes that were told.
+    pub fn generating(
+        &self,
+        told: Option<(usize, usize)>,
+        config: &ModelConfig,
+    ) -> Result<Mesh, Error> {
+        let ranks = self.size();
+        let of = |tp: usize, ep: usize| Mesh {
+            dp_replicate: ranks / (tp * ep),
+            tp,
+            ep,
+            sp: false,
+            ..Mesh::solo()
+        };
+        if let Some((tp, ep)) = told {
+            let mesh = of(tp, ep);
+            mesh.check(config)?;
+            return Ok(mesh);
+        }
+        let ep = self.ep;
+        let parts = ranks / self.dp_replicate / ep;
+        let fits = |tp: &usize| parts.is_multiple_of(*tp) && of(*tp, ep).check(config).is_ok();
+        Ok(of((1..=parts).rev().find(fits).unwrap_or(1), ep))
+    }
+
     /// Refuses a mesh that cannot carry this model.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! A `config.json` for a fresh model.
 
-use crate::{Error, ModelConfig, families};
+use crate::{Error, Family, ModelConfig, families};
 use serde_json::{Map, Value, json};
 
 /// The sizes of a fresh model; the `init` stage's own part of its configuration.
@@ -26,9 +26,24 @@ pub struct Sizes {
     pub max_position_embeddings: usize,
     /// Whether the LM matrix is the embedding.
     pub tie_word_embeddings: bool,
+    /// Experts, of a family that has them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub experts: Option<ExpertSizes>,
     /// Any other key of the family's `config.json`, as it stands there.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
     pub extra: Map<String, Value>,
+}
+
+/// The sizes of a fresh model's experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExpertSizes {
+    /// Experts of a layer.
+    pub count: usize,
+    /// Experts that a row goes to.
+    pub per_token: usize,
+    /// Width of an expert's MLP.
+    pub intermediate_size: usize,
 }
 
 impl Sizes {
@@ -36,7 +51,8 @@ impl Sizes {
     /// `pad` are that tokenizer's special ids.
     ///
     /// # Errors
-    /// As [`ModelConfig::from_json`] on what is written.
+    /// Experts where the family has none, or none where it has some; as [`ModelConfig::from_json`] on
+    /// what is written.
     pub fn config(
         &self,
         vocab_size: usize,
@@ -84,7 +100,44 @@ impl Sizes {
         for (key, value) in &self.extra {
             map.insert(key.clone(), value.clone());
         }
-        ModelConfig::from_json(&Value::Object(map).to_string())
+        for (key, value) in self.expert_keys(family)? {
+            map.insert(key.to_owned(), value);
+        }
+        let config = ModelConfig::from_json(&Value::Object(map).to_string())?;
+        match (&self.experts, &config.experts) {
+            (Some(asked), Some(made)) if asked.intermediate_size != made.intermediate_size => {
+                Err(Error::Experts {
+                    problem: format!(
+                        "expert_size = {}, but experts of {} are as wide as intermediate_size = {}",
+                        asked.intermediate_size, self.model_type, self.intermediate_size
+                    ),
+                    help: "leave it out",
+                })
+            }
+            _ => Ok(config),
+        }
+    }
+
+    fn expert_keys(&self, family: &Family) -> Result<Vec<(&'static str, Value)>, Error> {
+        let refuse = |problem: String, help| Err(Error::Experts { problem, help });
+        match (&self.experts, family.expert_keys) {
+            (None, None) => Ok(Vec::new()),
+            (Some(sizes), Some(keys)) => Ok(keys(sizes)),
+            (Some(sizes), None) => refuse(
+                format!(
+                    "experts = {}, but {} has no experts",
+                    sizes.count, self.model_type
+                ),
+                "leave it out, or use the family qwen3_moe or mixtral",
+            ),
+            (None, Some(_)) => refuse(
+                format!(
+                    "{} has experts, but it is not said how many",
+                    self.model_type
+                ),
+                "say how many a layer has: `experts = 8`",
+            ),
+        }
     }
 }
 

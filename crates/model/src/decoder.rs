@@ -191,11 +191,11 @@ impl Decoder {
         let mut p = Params(params.iter());
         let y = ctx.ops.rms_norm(x, p.weight(), c.norm_eps);
         let y = ctx.split.enter(y);
-        let mut project = || {
-            let (w, b) = p.linear(c.qkv_bias);
-            ctx.ops.linear(&y, w, b).view([-1, w.size()[0] / d, d])
-        };
-        let (mut q, mut k, v) = (project(), project(), project());
+        let maps = [(); 3].map(|()| p.linear(c.qkv_bias));
+        let heads = |x: Tensor| x.view([-1, x.size()[1] / d, d]);
+        let mut projected = ctx.ops.linears(&y, &maps).into_iter().map(heads);
+        let mut next = || projected.next().expect("as many results as maps");
+        let (mut q, mut k, v) = (next(), next(), next());
         let (o_weight, o_bias) = p.linear(c.o_bias);
         if c.qk_norm {
             q = ctx.ops.rms_norm(&q, p.weight(), c.norm_eps);
@@ -219,13 +219,10 @@ impl Decoder {
         let mut p = Params(params.iter());
         let y = ctx.ops.rms_norm(x, p.weight(), c.norm_eps);
         let y = ctx.split.enter(y);
-        let mut project = || {
-            let (w, b) = p.linear(c.mlp_bias);
-            ctx.ops.linear(&y, w, b)
-        };
-        let (gate, up) = (project(), project());
+        let maps = [(); 2].map(|()| p.linear(c.mlp_bias));
+        let inner = ctx.ops.linears(&y, &maps);
         let (weight, bias) = p.linear(c.mlp_bias);
-        x + ctx.row_cut(&ctx.ops.swiglu(&gate, &up), weight, bias)
+        x + ctx.row_cut(&ctx.ops.swiglu(&inner[0], &inner[1]), weight, bias)
     }
 
     fn moe(&self, layer: usize, params: &[Tensor], x: &Tensor, ctx: &Context) -> Tensor {

@@ -20,6 +20,12 @@ pub trait Ops {
     /// `x weight^T + bias`; `x` `[rows, in]`, `weight` `[out, in]`, `bias` `[out]`.
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor;
 
+    /// Several linear maps of the same rows, each a weight and a bias.
+    fn linears(&self, x: &Tensor, maps: &[(&Tensor, Option<&Tensor>)]) -> Vec<Tensor> {
+        let one = |(weight, bias): &(&Tensor, Option<&Tensor>)| self.linear(x, weight, *bias);
+        maps.iter().map(one).collect()
+    }
+
     /// Softmax over the last dimension, in single precision (double for double `x`).
     fn softmax(&self, x: &Tensor) -> Tensor {
         x.softmax(-1, table_kind(x.kind()))

@@ -19,6 +19,16 @@ pub enum Error {
         /// What the transport said, and what the other ranks say of themselves.
         reason: String,
     },
+    /// No transport for the collectives.
+    #[error("rank {rank} of {size}: {why}")]
+    Transport {
+        /// The rank that reports.
+        rank: usize,
+        /// Ranks in all.
+        size: usize,
+        /// What is wrong, and what to do.
+        why: String,
+    },
     /// Ranks that met in one collective with different tensors, or in different collectives.
     #[error("rank {rank} of {size}: ranks do not call the same: rank {rank}: {mine}; {peers}")]
     Mismatch {

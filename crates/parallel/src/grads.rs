@@ -21,6 +21,8 @@ pub trait Gradients {
 
 /// Elements per all-reduce: few calls, and a bounded copy.
 const BUCKET: i64 = 8 << 20;
+/// Elements whose norm is taken at a time.
+const PIECE: i64 = 1 << 20;
 
 /// Gradients of the shards that a rank stores, accumulated in fp32 (fp64 when computing in fp64)
 /// whatever the compute kind. Where parameters are sharded, a segment's gradients are reduced and
@@ -183,9 +185,11 @@ impl Grads {
     pub fn norm(&self) -> Result<f64, Error> {
         let _no_grad = tch::no_grad_guard();
         let owned = self.units.parts().filter(|part| part.owner);
+        // in pieces: a norm in fp64 makes a copy of what it looks at
         let norms: Vec<Tensor> = owned
             .filter_map(|part| self.get(&part.name))
-            .map(|g| g.norm_scalaropt_dtype(2.0, Kind::Double))
+            .flat_map(|g| g.flatten(0, -1).split(PIECE, 0))
+            .map(|piece| piece.norm_scalaropt_dtype(2.0, Kind::Double))
             .collect();
         let mut squares = if norms.is_empty() {
             Tensor::zeros([1], (Kind::Double, self.device))

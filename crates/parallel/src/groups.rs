@@ -6,9 +6,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use arch::mesh::{Axis, DATA, DENSE_SHARD, EXPERT_SHARD, Mesh};
+use tch::Device;
 
 use crate::Error;
-use crate::collective::{Collective, Counts, Gloo, Net, Solo};
+use crate::collective::{Collective, Counts, Net, Solo, Transport};
 
 /// The groups that one rank belongs to. A group of one is [`Solo`].
 pub struct Groups {
@@ -34,7 +35,7 @@ pub struct Groups {
     pub tp: Rc<dyn Collective>,
     /// Ranks with different segments.
     pub pp: Rc<dyn Collective>,
-    net: Option<Rc<Net>>,
+    transport: Transport,
     others: RefCell<HashMap<Vec<usize>, Rc<dyn Collective>>>,
     counts: Counts,
 }
@@ -55,43 +56,32 @@ impl Groups {
             cp: solo(),
             tp: solo(),
             pp: solo(),
-            net: None,
+            transport: Transport::Solo,
             others: RefCell::default(),
             counts: Counts::default(),
         })
     }
 
     /// Joins all groups of `rank` through the store that rank 0 serves at `addr:port`; every rank
-    /// of the mesh calls this. `deadline` bounds the meeting and every later wait.
+    /// of the mesh calls this, each with the device that its tensors lie on. `deadline` bounds the
+    /// meeting and every later wait.
     ///
     /// # Errors
-    /// Ranks that did not come by the deadline.
+    /// Ranks that did not come by the deadline; a transport that cannot be used.
     pub fn join(
         mesh: Mesh,
         rank: usize,
         addr: &str,
         port: u16,
         deadline: Duration,
+        device: Device,
     ) -> Result<Rc<Groups>, Error> {
         if mesh.size() == 1 {
             return Ok(Groups::solo());
         }
         let net = Net::join(rank, mesh.size(), addr, port, deadline)?;
-        Groups::over(mesh, net)
-    }
-
-    /// The groups of this process over a connection that is there already.
-    ///
-    /// # Errors
-    /// Ranks that did not come by the deadline.
-    pub fn over(mesh: Mesh, net: Rc<Net>) -> Result<Rc<Groups>, Error> {
-        let rank = net.rank();
-        let group = |name: &str, ranks: Vec<usize>| -> Result<Rc<dyn Collective>, Error> {
-            if ranks.len() == 1 {
-                return Ok(Rc::new(Solo));
-            }
-            Ok(Rc::new(Gloo::new(&net, name, &ranks)?))
-        };
+        let transport = Transport::choose(&net, device)?;
+        let group = |name: &str, ranks: Vec<usize>| transport.group(name, &ranks, name == "pp");
         let along = |name: &str, axes: &[Axis]| group(name, mesh.group(rank, axes));
         let shard = along("shard", DENSE_SHARD)?;
         let expert_shard = if mesh.ep == 1 {
@@ -112,7 +102,7 @@ impl Groups {
             tp: along("tp", &[Axis::Tp])?,
             pp: along("pp", &[Axis::Pp])?,
             counts: net.counts().clone(),
-            net: Some(net),
+            transport,
             others: RefCell::default(),
         }))
     }
@@ -123,13 +113,10 @@ impl Groups {
     /// # Errors
     /// Members that did not come by the deadline.
     pub fn sub(&self, name: &str, ranks: &[usize]) -> Result<Rc<dyn Collective>, Error> {
-        let Some(net) = self.net.as_ref().filter(|_| ranks.len() > 1) else {
-            return Ok(Rc::new(Solo));
-        };
         if let Some(group) = self.others.borrow().get(ranks) {
             return Ok(group.clone());
         }
-        let group: Rc<dyn Collective> = Rc::new(Gloo::new(net, name, ranks)?);
+        let group = self.transport.group(name, ranks, false)?;
         self.others
             .borrow_mut()
             .insert(ranks.to_vec(), group.clone());
@@ -139,6 +126,11 @@ impl Groups {
     /// Ranks of the mesh.
     pub fn size(&self) -> usize {
         self.mesh.size()
+    }
+
+    /// What carries the groups' tensors: `none` (one rank), `gloo` or `nccl`.
+    pub fn transport(&self) -> &'static str {
+        self.transport.name()
     }
 
     /// Calls and bytes of this rank's groups, by group name and collective.

@@ -20,7 +20,9 @@ mod routes;
 mod sharded;
 mod tp;
 
-pub use collective::{Collective, Count, Counts, Gloo, Net, Pending, Solo};
+pub use collective::{
+    Collective, Count, Counts, Gloo, Nccl, NcclProcess, Net, Pending, Solo, Transport,
+};
 pub use engine::{Checkpointing, Engine, Microbatch, Parameters, Walk, Whole};
 pub use ep::AllToAll;
 pub use error::Error;

@@ -3,7 +3,8 @@
 
 use arch::fit::{self, Choice, Job, Machine};
 use arch::memory::{Keep, Memory, Table};
-use arch::{Mesh, ModelConfig, Sizes};
+use arch::mesh::AXES;
+use arch::{ExpertSizes, Mesh, ModelConfig, Sizes};
 use spec::kinds::init::{Init, Tokenizer};
 use spec::kinds::{self, Dtype, Optimizer};
 use spec::placement::{ActivationCheckpointing, Resources};
@@ -25,7 +26,8 @@ pub struct Priced {
     /// As the recipe places it.
     pub mesh: Mesh,
     pub keep: Keep,
-    pub rollout_tp: usize,
+    /// `tp` and `ep` of its rollouts, where the recipe says them.
+    told: Option<(usize, usize)>,
 }
 
 /// The training stages of a plan; one whose model is not known yet says why.
@@ -34,24 +36,44 @@ pub fn training(plan: &Plan) -> Vec<(String, Result<Priced, String>)> {
     stages
         .filter_map(|stage| Some((stage, job(stage)?)))
         .map(|(stage, job)| {
-            let priced = model_of(&plan.recipe, stage).map(|config| Priced {
-                stage: stage.name.clone(),
-                config,
-                job,
-                mesh: mesh(&stage.placement.resources),
-                keep: keep(stage.placement.resources.activation_checkpointing),
-                rollout_tp: usize::from(job.rollout.is_some()),
-            });
+            let priced = model_of(&plan.recipe, stage);
+            let priced = priced.and_then(|config| Priced::new(stage, config, job));
             (stage.name.clone(), priced)
         })
         .collect()
 }
 
 impl Priced {
+    /// Refuses a placement that cannot carry the model.
+    fn new(stage: &Stage, config: ModelConfig, job: Job) -> Result<Priced, String> {
+        let resources = &stage.placement.resources;
+        let asked = resources.rollout_mesh.as_ref();
+        let priced = Priced {
+            stage: stage.name.clone(),
+            job,
+            mesh: mesh(resources),
+            keep: keep(resources.activation_checkpointing),
+            told: asked.map(|m| (m.tp as usize, m.ep as usize)),
+            config,
+        };
+        let refused = |e: arch::Error| e.to_string();
+        priced.mesh.check(&priced.config).map_err(refused)?;
+        let rollout = priced.mesh.generating(priced.told, &priced.config);
+        rollout.map_err(|e| refused(e).replace("mesh.", "rollout_mesh."))?;
+        Ok(priced)
+    }
+
     /// Bytes of the rank that needs most.
     pub fn memory(&self) -> Memory {
-        let load = self.job.load(&self.mesh, self.keep, self.rollout_tp);
-        Table::new(&self.config).worst(&self.mesh, &load)
+        self.placed(&Table::new(&self.config), &self.mesh, self.keep, &self.job)
+    }
+
+    /// The same for another placement.
+    fn placed(&self, table: &Table, mesh: &Mesh, keep: Keep, job: &Job) -> Memory {
+        let rollout = mesh.generating(self.told, &self.config);
+        // what was told has been checked, and the ranks are the same
+        let rollout = rollout.map_or((1, 1), |m| (m.tp, m.ep));
+        table.worst(mesh, &job.load(mesh, keep, rollout))
     }
 
     /// Floating-point operations of a full step over all ranks.
@@ -64,8 +86,7 @@ impl Priced {
     pub fn smallest_change(&self, bytes: u64) -> String {
         let table = Table::new(&self.config);
         let fits = |mesh: &Mesh, keep: Keep, job: &Job| {
-            let load = job.load(mesh, keep, self.rollout_tp);
-            table.worst(mesh, &load).peak() <= bytes
+            self.placed(&table, mesh, keep, job).peak() <= bytes
         };
         let ranks = self.mesh.size();
         let sharded = Mesh {
@@ -81,37 +102,29 @@ impl Priced {
             offload: true,
             ..self.job
         };
-        let changes: [(&str, Mesh, Keep, Job); 6] = [
+        let [selective, full] = [Keep::Selective, Keep::Boundaries]
+            .map(|keep| format!("activation_checkpointing = \"{}\"", Checkpointing(keep)));
+        let changes = [
+            (selective, self.mesh, Keep::Selective, self.job),
+            (full.clone(), self.mesh, Keep::Boundaries, self.job),
             (
-                "activation_checkpointing = \"selective\"",
+                format!("microbatch_tokens = {}", half.rows),
                 self.mesh,
-                Keep::Selective,
-                self.job,
+                self.keep,
+                half,
             ),
+            (axes(&sharded), sharded, self.keep, self.job),
             (
-                "activation_checkpointing = \"full\"",
-                self.mesh,
-                Keep::Boundaries,
-                self.job,
-            ),
-            ("MICROBATCH", self.mesh, self.keep, half),
-            ("MESH", sharded, self.keep, self.job),
-            (
-                "MESH, activation_checkpointing = \"full\"",
+                format!("{}, {full}", axes(&sharded)),
                 sharded,
                 Keep::Boundaries,
                 self.job,
             ),
-            ("offload = true", self.mesh, self.keep, offload),
+            ("offload = true".to_owned(), self.mesh, self.keep, offload),
         ];
         for (text, mesh, keep, job) in changes {
             if fits(&mesh, keep, &job) {
-                return text
-                    .replace("MICROBATCH", &format!("microbatch_tokens = {}", half.rows))
-                    .replace(
-                        "MESH",
-                        &format!("mesh = {{ dp_shard = {} }}", sharded.dp_shard),
-                    );
+                return text;
             }
         }
         let mut gpus = ranks;
@@ -136,26 +149,27 @@ pub fn machine(gpus: usize, bytes: u64) -> Machine {
 
 /// A placement as a recipe's `resources` say it.
 pub fn placement(mesh: &Mesh, keep: Keep) -> String {
-    let axes = [
-        ("dp_replicate", mesh.dp_replicate),
-        ("dp_shard", mesh.dp_shard),
-        ("ep", mesh.ep),
-        ("cp", mesh.cp),
-        ("tp", mesh.tp),
-        ("pp", mesh.pp),
-    ];
-    let axes: Vec<String> = axes
-        .iter()
+    let checkpointing = format!("activation_checkpointing = \"{}\"", Checkpointing(keep));
+    match mesh.size() {
+        1 => checkpointing,
+        _ => format!("{}, {checkpointing}", axes(mesh)),
+    }
+}
+
+/// A mesh of several ranks as a recipe's `resources` say it.
+fn axes(mesh: &Mesh) -> String {
+    let sizes = AXES.iter().map(|axis| (axis.name(), mesh.along(*axis)));
+    let mut axes: Vec<String> = sizes
         .filter(|(_, n)| *n > 1)
         .map(|(name, n)| format!("{name} = {n}"))
         .collect();
-    let mut text = if axes.is_empty() {
-        String::new()
-    } else {
-        format!("mesh = {{ {} }}, ", axes.join(", "))
-    };
-    text += &format!("activation_checkpointing = \"{}\"", Checkpointing(keep));
-    text
+    if mesh.pp_chunks > 1 {
+        axes.push(format!("pp_chunks = {}", mesh.pp_chunks));
+    }
+    if mesh.tp > 1 && !mesh.sp {
+        axes.push("sp = false".to_owned());
+    }
+    format!("mesh = {{ {} }}", axes.join(", "))
 }
 
 /// What forward keeps, by the recipe's word.
@@ -216,16 +230,15 @@ fn job(stage: &Stage) -> Option<Job> {
 
 fn mesh(resources: &Resources) -> Mesh {
     let m = &resources.mesh;
-    let [dp_replicate, dp_shard, ep, cp, tp, pp] =
-        [m.dp_replicate, m.dp_shard, m.ep, m.cp, m.tp, m.pp].map(|n| n.max(1) as usize);
     Mesh {
-        dp_replicate,
-        dp_shard,
-        ep,
-        cp,
-        tp,
-        pp,
-        ..Mesh::solo()
+        dp_replicate: m.dp_replicate as usize,
+        dp_shard: m.dp_shard as usize,
+        ep: m.ep as usize,
+        cp: m.cp as usize,
+        tp: m.tp as usize,
+        pp: m.pp as usize,
+        pp_chunks: m.pp_chunks as usize,
+        sp: m.sp,
     }
 }
 
@@ -280,18 +293,6 @@ fn fresh(stage: &Stage) -> Result<ModelConfig, String> {
         Tokenizer::Byte => 256,
         Tokenizer::Bpe => 0,
     };
-    let mut extra = serde_json::Map::new();
-    if with.experts > 0 {
-        // under the names of both families; each reads its own
-        for count in ["num_experts", "num_local_experts"] {
-            extra.insert(count.to_owned(), with.experts.into());
-        }
-        extra.insert(
-            "num_experts_per_tok".to_owned(),
-            with.experts_per_token.into(),
-        );
-        extra.insert("moe_intermediate_size".to_owned(), with.expert_size.into());
-    }
     let sizes = Sizes {
         model_type: with.family.clone(),
         hidden_size: with.hidden_size as usize,
@@ -302,7 +303,12 @@ fn fresh(stage: &Stage) -> Result<ModelConfig, String> {
         head_dim: Some(with.head_dim as usize),
         max_position_embeddings: with.max_positions as usize,
         tie_word_embeddings: with.tie_embeddings,
-        extra,
+        experts: (with.experts > 0).then_some(ExpertSizes {
+            count: with.experts as usize,
+            per_token: with.experts_per_token as usize,
+            intermediate_size: with.expert_size as usize,
+        }),
+        extra: serde_json::Map::new(),
     };
     let vocabulary = (with.vocab_size as usize).max(tokens).max(1);
     sizes

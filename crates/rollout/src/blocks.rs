@@ -28,13 +28,18 @@ struct Block {
 /// Ownership of blocks `0..len`.
 pub struct Blocks {
     blocks: Vec<Block>,
-    /// Blocks without owner or content; the last one is used next.
+    /// Blocks from here on were never used: the system has no memory behind them yet.
+    fresh: u32,
+    /// Used blocks without owner or content; the last one is used next.
     free: Vec<u32>,
     /// Blocks without owner that a prefix may yet be found in, oldest first.
     idle: BTreeMap<u64, u32>,
     by_content: HashMap<Content, u32>,
     last_chain: Chain,
     clock: u64,
+    owned: usize,
+    /// The most blocks that were owned at once.
+    peak: usize,
 }
 
 impl Blocks {
@@ -42,11 +47,14 @@ impl Blocks {
     pub fn new(len: usize) -> Self {
         Self {
             blocks: vec![Block::default(); len],
-            free: (0..len as u32).rev().collect(),
+            fresh: 0,
+            free: Vec::new(),
             idle: BTreeMap::new(),
             by_content: HashMap::new(),
             last_chain: 0,
             clock: 0,
+            owned: 0,
+            peak: 0,
         }
     }
 
@@ -57,21 +65,34 @@ impl Blocks {
 
     /// Blocks that [`Blocks::take`] can give.
     pub fn available(&self) -> usize {
-        self.free.len() + self.idle.len()
+        self.free.len() + self.idle.len() + self.blocks.len() - self.fresh as usize
     }
 
     /// A block of one's own, forgetting the oldest idle prefix if need be; `None` if all are owned.
+    ///
+    /// Prefixes keep as many blocks as were owned at once, for a sequence that goes on after a
+    /// pause; past that they are forgotten before fresh memory is used, which is slow at first.
     pub fn take(&mut self) -> Option<u32> {
-        let id = match self.free.pop() {
-            Some(id) => id,
-            None => {
-                let (_, id) = self.idle.pop_first()?;
-                self.unpublish(id);
-                id
-            }
+        let room = (self.fresh as usize) < self.blocks.len();
+        let spare = (self.fresh as usize) < 2 * self.peak.max(self.owned + 1);
+        let id = if let Some(id) = self.free.pop() {
+            id
+        } else if room && (spare || self.idle.is_empty()) {
+            self.fresh += 1;
+            self.fresh - 1
+        } else {
+            let (_, id) = self.idle.pop_first()?;
+            self.unpublish(id);
+            id
         };
         self.blocks[id as usize].owners = 1;
+        self.own();
         Some(id)
+    }
+
+    fn own(&mut self) {
+        self.owned += 1;
+        self.peak = self.peak.max(self.owned);
     }
 
     /// One more owner of an owned block.
@@ -92,6 +113,7 @@ impl Blocks {
         if block.owners > 0 {
             return;
         }
+        self.owned -= 1;
         if block.published.is_some() {
             self.clock += 1;
             block.idle_since = self.clock;
@@ -120,10 +142,11 @@ impl Blocks {
     /// Takes shared ownership of the block that holds `tokens` after the prefix `before`.
     pub fn find(&mut self, before: Chain, tokens: &[u32; BLOCK]) -> Option<(u32, Chain)> {
         let id = *self.by_content.get(&(before, *tokens))?;
-        let block = &mut self.blocks[id as usize];
-        if block.owners == 0 {
-            self.idle.remove(&block.idle_since);
+        if self.blocks[id as usize].owners == 0 {
+            self.idle.remove(&self.blocks[id as usize].idle_since);
+            self.own();
         }
+        let block = &mut self.blocks[id as usize];
         block.owners += 1;
         Some((id, block.published.expect("found by its content").1))
     }
@@ -178,6 +201,26 @@ mod tests {
         b.forget();
         assert!(b.find(0, &x).is_none());
         assert_eq!(b.available(), 1);
+    }
+
+    #[test]
+    fn prefixes_take_no_more_memory_than_sequences() {
+        let mut b = Blocks::new(100);
+        let mut used = std::collections::HashSet::new();
+        for round in 0..20 {
+            let taken: Vec<u32> = (0..5).map(|_| b.take().unwrap()).collect();
+            for (i, id) in taken.iter().enumerate() {
+                b.publish(*id, 0, &[round * 5 + i as u32; BLOCK]);
+                b.release(*id);
+            }
+            used.extend(taken);
+        }
+        assert_eq!(used.len(), 10);
+        assert!(b.find(0, &[99; BLOCK]).is_some() && b.find(0, &[90; BLOCK]).is_some());
+        assert!(b.find(0, &[89; BLOCK]).is_none());
+        let rest = std::iter::from_fn(|| b.take()).count();
+        assert_eq!(rest, 98, "all of it can be owned");
+        assert_eq!(b.available(), 0);
     }
 
     #[test]

@@ -19,14 +19,12 @@
 //! | `peers` | the ranks that hold the model together |
 //! | `cpu`, `paged` | arithmetic and attention on CPU, and on any libtorch device |
 //! | [`episodes`] | multi-turn episodes of environments |
-//! | [`bench`] | the rate on a tiny model |
 //!
 //! On CPU a completion has the same bits alone and in any batch: every operation computes a row
 //! from that row alone (`cpu`), every draw is keyed by (seed, request, sample, position), and
 //! nothing else couples rows.
 
 mod batch;
-pub mod bench;
 mod blocks;
 mod cpu;
 mod engine;

@@ -126,6 +126,7 @@ impl From<parallel::Error> for Failure {
                 e.to_string(),
                 "another rank probably stopped first; its log says why",
             ),
+            parallel::Error::Transport { .. } => Failure::config(e.to_string(), ""),
             other => Failure::failed("W0901", other.to_string(), ""),
         }
     }

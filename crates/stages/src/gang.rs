@@ -24,8 +24,8 @@ pub struct Gang {
 impl Gang {
     /// Joins by torchrun's variables: `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`,
     /// `MASTER_PORT`. Without `WORLD_SIZE`, or with 1, this process is alone.
-    /// Every wait for the others ends after `deadline` seconds.
-    pub fn join(mesh: Mesh, deadline: u64) -> Result<Gang> {
+    /// Every wait for the others ends after `deadline` seconds. This rank's tensors lie on `device`.
+    pub fn join(mesh: Mesh, deadline: u64, device: Device) -> Result<Gang> {
         let size = number("WORLD_SIZE")?.unwrap_or(1);
         if size != mesh.size() {
             return Err(Failure::config(
@@ -49,7 +49,9 @@ impl Gang {
             ));
         }
         let deadline = Duration::from_secs(deadline);
-        Ok(Gang::of(Groups::join(mesh, rank, &addr, port, deadline)?))
+        Ok(Gang::of(Groups::join(
+            mesh, rank, &addr, port, deadline, device,
+        )?))
     }
 
     fn of(groups: Rc<Groups>) -> Gang {

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::Path;
 
-use arch::{ModelConfig, Sizes};
+use arch::{ExpertSizes, Sizes};
 use data::dataset::{Content, Row};
 use data::tokenizer::{self, Make};
 use model::Weights;
@@ -13,7 +13,7 @@ use serde_json::{Map, json};
 use spec::kinds::init::{Init, Tokenizer};
 use tch::{Device, Kind};
 
-use crate::failure::{Failure, Result, at};
+use crate::failure::{Result, at};
 use crate::report::Metrics;
 use crate::stage::{Done, Stage, store_dtype};
 
@@ -34,7 +34,6 @@ pub fn run(stage: &Stage) -> Result<Done> {
         tokenizer.pad(),
     )?;
     tokenizer.check_fits(config.vocab_size)?;
-    check_experts(&with, &config)?;
     let weights = Weights::init(&config, with.seed, Kind::Float, Device::Cpu)?;
     let options = SaveOptions {
         dtype: store_dtype(with.dtype),
@@ -63,19 +62,6 @@ fn sizes(with: &Init) -> Sizes {
     if with.sliding_window > 0 {
         extra.insert("sliding_window".into(), json!(with.sliding_window));
     }
-    if with.experts > 0 {
-        // as each family's own files say it
-        let (count, normalised) = match with.family.as_str() {
-            "mixtral" => ("num_local_experts", None),
-            _ => ("num_experts", Some(true)),
-        };
-        extra.insert(count.into(), json!(with.experts));
-        extra.insert("num_experts_per_tok".into(), json!(with.experts_per_token));
-        if let Some(normalised) = normalised {
-            extra.insert("norm_topk_prob".into(), json!(normalised));
-            extra.insert("moe_intermediate_size".into(), json!(with.expert_size));
-        }
-    }
     Sizes {
         model_type: with.family.clone(),
         hidden_size: with.hidden_size as usize,
@@ -86,36 +72,12 @@ fn sizes(with: &Init) -> Sizes {
         head_dim: Some(with.head_dim as usize),
         max_position_embeddings: with.max_positions as usize,
         tie_word_embeddings: with.tie_embeddings,
+        experts: (with.experts > 0).then_some(ExpertSizes {
+            count: with.experts as usize,
+            per_token: with.experts_per_token as usize,
+            intermediate_size: with.expert_size as usize,
+        }),
         extra,
-    }
-}
-
-/// Refuses experts that the family has not, and a family with experts of which nothing is said.
-fn check_experts(with: &Init, config: &ModelConfig) -> Result<()> {
-    let refuse = |problem: String, fix: &str| Err(Failure::config(problem, fix));
-    match &config.experts {
-        None if with.experts > 0 => refuse(
-            format!(
-                "with.experts = {}, but {} has no experts",
-                with.experts, with.family
-            ),
-            "leave it out, or use `family = \"qwen3_moe\"`",
-        ),
-        Some(_) if with.experts == 0 => refuse(
-            format!(
-                "{} has experts, but with.experts says not how many",
-                with.family
-            ),
-            "say how many a layer has: `experts = 8`",
-        ),
-        Some(experts) if experts.intermediate_size as u64 != with.expert_size => refuse(
-            format!(
-                "with.expert_size = {}, but experts of {} are as wide as intermediate_size = {}",
-                with.expert_size, with.family, with.intermediate_size
-            ),
-            "leave it out",
-        ),
-        _ => Ok(()),
     }
 }
 

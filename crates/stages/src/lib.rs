@@ -135,7 +135,11 @@ fn stage(file: &Path, report: Report) -> Result<Done> {
     }
     let local_rank = gang::local_rank()?;
     let device = train::device(&job.device, local_rank)?;
-    let gang = Gang::join(gang::mesh(&job.resources.mesh), job.resources.deadline)?;
+    let gang = Gang::join(
+        gang::mesh(&job.resources.mesh),
+        job.resources.deadline,
+        device,
+    )?;
     let stage = Stage {
         job,
         gang,

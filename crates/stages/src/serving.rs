@@ -84,28 +84,11 @@ impl<'p> Serving<'p> {
 
 /// How the ranks of `training` hold this model while they generate.
 fn arrange(training: &Mesh, asked: Option<&RolloutMesh>, config: &ModelConfig) -> Result<Mesh> {
-    let ranks = training.size();
-    let of = |tp: usize, ep: usize| Mesh {
-        dp_replicate: ranks / (tp * ep),
-        tp,
-        ep,
-        sp: false,
-        ..Mesh::solo()
-    };
-    if let Some(asked) = asked {
-        let mesh = of(asked.tp as usize, asked.ep as usize);
-        mesh.check(config).map_err(|e| {
-            let message = e.to_string().replace("mesh.", "resources.rollout_mesh.");
-            Failure::config(message, "")
-        })?;
-        return Ok(mesh);
-    }
-    // no rank holds more than it has to: as many parts as training has, where the heads allow it;
-    // experts stay as they lie
-    let ep = training.ep;
-    let parts = ranks / training.dp_replicate / ep;
-    let fits = |tp: &usize| parts.is_multiple_of(*tp) && of(*tp, ep).check(config).is_ok();
-    Ok(of((1..=parts).rev().find(fits).unwrap_or(1), ep))
+    let told = asked.map(|asked| (asked.tp as usize, asked.ep as usize));
+    training.generating(told, config).map_err(|e| {
+        let message = e.to_string().replace("mesh.", "resources.rollout_mesh.");
+        Failure::config(message, "")
+    })
 }
 
 #[cfg(test)]

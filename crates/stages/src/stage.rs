@@ -51,6 +51,7 @@ impl Stage {
         };
         let resources = &self.job.resources;
         numerics.insert("ranks".into(), self.gang.size.into());
+        numerics.insert("collectives".into(), self.gang.groups.transport().into());
         numerics.insert("mesh".into(), serde_json::json!(resources.mesh));
         numerics.insert(
             "microbatch_tokens".into(),

@@ -12,6 +12,15 @@ pub type Backward = unsafe extern "C" fn(
     n_in: usize,
 ) -> *mut c_char;
 
+/// What names a stream: c10's three numbers.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct StreamId {
+    id: i64,
+    device: i32,
+    kind: i32,
+}
+
 unsafe extern "C" {
     pub fn rt_node(
         inputs: *const Raw,
@@ -95,6 +104,15 @@ unsafe extern "C" {
     ) -> *mut c_char;
     pub fn rt_gloo_recv(group: Raw, tensor: Raw, from: c_int, tag: c_int) -> *mut c_char;
     pub fn rt_gloo_barrier(group: Raw) -> *mut c_char;
+
+    pub fn rt_device_select(kind: i32, index: i32) -> *mut c_char;
+    pub fn rt_stream_current(kind: i32, index: i32, out: *mut StreamId) -> *mut c_char;
+    pub fn rt_stream_side(kind: i32, index: i32, out: *mut StreamId) -> *mut c_char;
+    pub fn rt_stream_native(stream: *const StreamId, out: *mut *mut c_void) -> *mut c_char;
+    pub fn rt_stream_record(stream: *const StreamId, out: *mut Raw) -> *mut c_char;
+    pub fn rt_stream_wait(stream: *const StreamId, event: Raw) -> *mut c_char;
+    pub fn rt_event_ended(event: Raw, out: *mut c_int) -> *mut c_char;
+    pub fn rt_event_free(event: Raw);
 
     pub fn rt_fused_adamw(
         params: *const Raw,

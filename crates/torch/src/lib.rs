@@ -10,6 +10,7 @@
 //! | [`fused`] | multi-tensor AdamW |
 //! | [`memory`] | bytes of CPU tensors, counted; freed memory, kept |
 //! | [`storage`] | version counters, storage resize |
+//! | [`stream`] | streams of a device, and events on them |
 
 pub mod autograd;
 pub mod cuda;
@@ -18,6 +19,7 @@ mod ffi;
 pub mod fused;
 pub mod memory;
 pub mod storage;
+pub mod stream;
 pub mod threads;
 
 /// An error that libtorch or the bridge reported.

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
-use torch::{autograd, dist, fused, storage};
+use torch::{autograd, dist, fused, storage, stream};
 
 fn arange(shape: &[i64]) -> Tensor {
     let n: i64 = shape.iter().product();
@@ -218,4 +218,21 @@ fn facts_about_libtorch() {
         torch::version()
     );
     assert!(["DEFAULT", "AVX2", "AVX512"].contains(&torch::instruction_set().as_str()));
+}
+
+/// The CPU has one stream and no events; a device that is not there is named.
+#[test]
+fn streams_are_those_of_a_device_that_is_there() {
+    stream::select(Device::Cpu).unwrap();
+    let here = stream::Stream::current(Device::Cpu).unwrap();
+    let Err(error) = here.record() else {
+        panic!("the CPU has no events")
+    };
+    assert!(error.to_string().contains("event"), "{error}");
+    assert!(here.native().is_err());
+    if !tch::Cuda::is_available() {
+        let error = stream::Stream::current(Device::Cuda(0)).unwrap_err();
+        assert!(error.to_string().to_lowercase().contains("cuda"), "{error}");
+        assert!(torch::cuda::bus_id(0).is_err());
+    }
 }

@@ -8,6 +8,7 @@ mod binaries;
 mod fixtures;
 mod libtorch;
 mod mesh;
+mod pack;
 mod process;
 mod test;
 
@@ -25,6 +26,7 @@ usage: cargo xtask <command>
   bench [ARGS..]      the benchmarks, as JSON lines (`cargo xtask bench --help`)
   mesh [NAME..]       train on every mesh against one process and print the table; with NAME only
                       the meshes whose names contain it
+  pack DIR            build what ci/gpu.sh runs on a machine without Rust, stripped, into DIR
   libtorch [--cuda]   fetch libtorch and print its directory; --cuda with the CUDA libraries
   env                 print the environment for plain cargo commands: eval \"$(cargo xtask env)\"
   fixtures [NAME..]   make the golden fixtures anew with the pinned oracles (models, losses, chat, dcp)
@@ -52,6 +54,7 @@ fn dispatch(args: &[String]) -> Result<ExitCode> {
         "test" => test::run(rest),
         "bench" => bench::run(rest),
         "mesh" => mesh::run(rest),
+        "pack" => pack::run(rest),
         "libtorch" => {
             let cuda = rest.iter().any(|a| a == "--cuda");
             println!("{}", libtorch::ensure(cuda)?.dir.display());

@@ -97,36 +97,71 @@ impl<'a, E: Cell> Panels<'a, E> {
             element: PhantomData,
         }
     }
+}
 
-    /// `y = x w^T + b`, rounded once.
-    ///
-    /// # Panics
-    /// If lengths do not fit.
-    pub fn multiply(&self, team: Team, x: &[E], b: Option<&[E]>, y: &mut [E]) {
-        let (n, k) = (self.n, self.k);
-        check(x.len(), n * k, y.len(), [n, k]);
-        assert!(b.is_none_or(|b| b.len() == n), "shape of a linear's bias");
-        let m = x.len() / k;
-        // few rows are cut by panels too, so that every thread has work
-        let (rows, panels) = match m <= FEW {
+/// A packed matrix that rows are multiplied by, and where `y = x w^T + b` goes.
+pub struct Product<'a, E> {
+    pub panels: Panels<'a, E>,
+    pub bias: Option<&'a [E]>,
+    pub y: &'a mut [E],
+}
+
+impl<E: Cell> Product<'_, E> {
+    /// Rows and panels of a piece, of `m` rows: few are cut by panels too, so that every thread
+    /// has work.
+    fn piece(&self, m: usize) -> (usize, usize) {
+        match m <= FEW {
             true => (FEW_ROWS, 1),
-            false => (ROWS, n.div_ceil(PANEL)),
-        };
-        let (down, across) = (m.div_ceil(rows), n.div_ceil(PANEL).div_ceil(panels));
-        let out = Shared::new(y);
-        team(down * across, &|piece| {
+            false => (ROWS, self.panels.n.div_ceil(PANEL)),
+        }
+    }
+
+    fn pieces(&self, m: usize) -> usize {
+        let (rows, panels) = self.piece(m);
+        m.div_ceil(rows) * self.panels.n.div_ceil(PANEL).div_ceil(panels)
+    }
+}
+
+/// All products of the same rows, each rounded once.
+///
+/// # Panics
+/// If lengths do not fit.
+pub fn multiply<E: Cell>(team: Team, x: &[E], products: &mut [Product<E>]) {
+    let outs: Vec<_> = products.iter_mut().map(|p| Shared::new(p.y)).collect();
+    let products = &*products;
+    let rows_of = |p: &Product<E>| x.len() / p.panels.k;
+    for p in products {
+        let (n, k) = (p.panels.n, p.panels.k);
+        check(x.len(), n * k, p.y.len(), [n, k]);
+        assert!(
+            p.bias.is_none_or(|b| b.len() == n),
+            "shape of a linear's bias"
+        );
+    }
+    let count = products.iter().map(|p| p.pieces(rows_of(p))).sum();
+    team(count, &|mut piece| {
+        for (p, out) in products.iter().zip(&outs) {
+            let m = rows_of(p);
+            let all = p.pieces(m);
+            if piece >= all {
+                piece -= all;
+                continue;
+            }
+            let (rows, panels) = p.piece(m);
+            let (n, k) = (p.panels.n, p.panels.k);
             let part = |i: usize, size: usize, n: usize| i * size..((i + 1) * size).min(n);
+            let down = m.div_ceil(rows);
             let rows = part(piece % down, rows, m);
             let panels = part(piece / down, panels, n.div_ceil(PANEL));
             // SAFETY: lengths were checked; pieces are disjoint rows and columns.
-            unsafe {
+            return unsafe {
                 let x = x.as_ptr().add(rows.start * k);
                 let y = out.pointer().add(rows.start * n);
-                let cells = self.cells.as_ptr();
-                multiply(x, cells, rows.len(), k / E::PER, n, panels, b, y);
-            }
-        });
-    }
+                let cells = p.panels.cells.as_ptr();
+                tiles(x, cells, rows.len(), k / E::PER, n, panels, p.bias, y);
+            };
+        }
+    });
 }
 
 /// `y` from `x`, `w` and perhaps `b` on libtorch's threads; `n` and `k` as above.
@@ -136,7 +171,8 @@ impl<'a, E: Cell> Panels<'a, E> {
 pub fn forward<E: Cell>(x: &[E], w: &[E], b: Option<&[E]>, [n, k]: [usize; 2], y: &mut [E]) {
     with_memory(Panels::<E>::size([n, k]), |memory| {
         let mut team = pieces;
-        Panels::pack(&mut team, w, [n, k], memory).multiply(&mut team, x, b, y);
+        let panels = Panels::pack(&mut team, w, [n, k], memory);
+        multiply(&mut team, x, &mut [Product { panels, bias: b, y }]);
     });
 }
 
@@ -161,7 +197,7 @@ pub fn input_gradient(dy: &[f32], w: &[f32], [n, k]: [usize; 2], dx: &mut [f32])
                 let dy = dy.as_ptr().add(rows.start * n);
                 let dx = out.pointer().add(rows.start * k);
                 let panels = 0..k.div_ceil(PANEL);
-                multiply::<f32>(dy, packed.pointer(), rows.len(), n, k, panels, None, dx);
+                tiles::<f32>(dy, packed.pointer(), rows.len(), n, k, panels, None, dx);
             }
         });
     });
@@ -263,7 +299,7 @@ fn with_memory(size: usize, work: impl FnOnce(&mut [f32])) {
 /// # Safety
 /// AVX-512; pointers to as many elements, `c`'s in these panels to nobody else's; `m <= ROWS`.
 #[allow(clippy::too_many_arguments)]
-unsafe fn multiply<E: Cell>(
+unsafe fn tiles<E: Cell>(
     a: *const E,
     packed: *const f32,
     m: usize,

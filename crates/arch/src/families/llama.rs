@@ -21,4 +21,5 @@ pub static FAMILY: Family = Family {
     windows: no_windows,
     qk_norm: false,
     experts: no_experts,
+    expert_keys: None,
 };

@@ -31,4 +31,5 @@ pub static FAMILY: Family = Family {
     },
     qk_norm: false,
     experts: no_experts,
+    expert_keys: None,
 };

@@ -36,4 +36,11 @@ pub static FAMILY: Family = Family {
         };
         Ok(Some(experts.check(r)?))
     },
+    // an expert is as wide as the MLP would be
+    expert_keys: Some(|sizes| {
+        vec![
+            ("num_local_experts", sizes.count.into()),
+            ("num_experts_per_tok", sizes.per_token.into()),
+        ]
+    }),
 };

@@ -13,6 +13,7 @@ pub mod qwen3_moe;
 use crate::error::Error;
 use crate::experts::Experts;
 use crate::reader::Reader;
+use crate::write::ExpertSizes;
 use serde_json::Value;
 
 /// Every family known, in the order they are listed to a user.
@@ -50,7 +51,12 @@ pub struct Family {
     pub qk_norm: bool,
     /// Experts, for the given number of layers.
     pub experts: fn(&Reader, usize) -> Result<Option<Experts>, Error>,
+    /// The keys of its own files for these sizes of experts; none where it has no experts.
+    pub expert_keys: Option<ExpertKeys>,
 }
+
+/// Keys of `config.json` and their values.
+pub type ExpertKeys = fn(&ExpertSizes) -> Vec<(&'static str, Value)>;
 
 /// The sliding window of each layer, if it has one.
 pub type Windows = Vec<Option<usize>>;

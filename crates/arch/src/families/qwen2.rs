@@ -19,4 +19,5 @@ pub static FAMILY: Family = Family {
     windows: qwen_windows,
     qk_norm: false,
     experts: no_experts,
+    expert_keys: None,
 };

@@ -21,4 +21,5 @@ pub static FAMILY: Family = Family {
     windows: qwen_windows,
     qk_norm: true,
     experts: no_experts,
+    expert_keys: None,
 };

@@ -56,4 +56,12 @@ pub static FAMILY: Family = Family {
         };
         Ok(Some(experts.check(r)?))
     },
+    expert_keys: Some(|sizes| {
+        vec![
+            ("num_experts", sizes.count.into()),
+            ("num_experts_per_tok", sizes.per_token.into()),
+            ("norm_topk_prob", true.into()),
+            ("moe_intermediate_size", sizes.intermediate_size.into()),
+        ]
+    }),
 };

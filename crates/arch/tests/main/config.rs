@@ -1,6 +1,6 @@
 //! What is read from `config.json`, and what is refused.
 
-use arch::{FAMILIES, ModelConfig, Scaling, Sizes};
+use arch::{ExpertSizes, FAMILIES, ModelConfig, Scaling, Sizes};
 use serde_json::{Value, json};
 
 fn base(model_type: &str) -> Value {
@@ -374,6 +374,11 @@ fn what_is_written_reads_back() {
             head_dim: Some(20),
             max_position_embeddings: 256,
             tie_word_embeddings: true,
+            experts: family.expert_keys.map(|_| ExpertSizes {
+                count: 4,
+                per_token: 2,
+                intermediate_size: 80,
+            }),
             extra: serde_json::Map::new(),
         };
         let c = sizes.config(300, None, Some(2), Some(0)).unwrap();
@@ -384,6 +389,22 @@ fn what_is_written_reads_back() {
         assert_eq!(c.windows, [None; 3]);
         assert_eq!(c.raw["architectures"], json!([family.architecture]));
         assert_eq!(c.raw["eos_token_id"], 2);
+
+        // experts are said where there are some, and only there
+        let said = sizes.experts;
+        let some = ExpertSizes {
+            count: 4,
+            per_token: 2,
+            intermediate_size: 80,
+        };
+        sizes.experts = said.is_none().then_some(some);
+        let error = sizes.config(300, None, None, None).unwrap_err().to_string();
+        assert!(error.contains(family.model_type), "{error}");
+        sizes.experts = said;
+        if let Some(experts) = &c.experts {
+            assert_eq!((experts.count, experts.per_token), (4, 2));
+            assert_eq!(experts.intermediate_size, 80);
+        }
 
         sizes.extra.insert("hidden_act".into(), "gelu".into());
         assert!(sizes.config(300, None, None, None).is_err());

@@ -155,7 +155,7 @@ fn each_axis_and_setting_saves_what_it_is_for() {
         ..load(Keep::All)
     };
     let more = on(Mesh::solo(), whole_logits).logits - base.logits;
-    assert_eq!(more, 8 * 7 * 1024 * 128_256);
+    assert_eq!(more, 2 * 7 * 1024 * 128_256);
 }
 
 #[test]
@@ -165,6 +165,7 @@ fn a_rollout_needs_its_cache_and_its_own_weights() {
     let rollout = |tp| Load {
         rollout: Some(Rollout {
             tp,
+            ep: 1,
             cache: 512 << 20,
             sequences: 256,
         }),
@@ -177,6 +178,8 @@ fn a_rollout_needs_its_cache_and_its_own_weights() {
     // what is not sharded is not copied
     let none = table.worst(&mesh(8, 1, 1, 1, 1, 1), &rollout(1)).rollout;
     assert_eq!(none, (512 << 20) + 8 * 256 * 128_256);
+    let same = table.worst(&mesh(2, 1, 1, 1, 4, 1), &rollout(4)).rollout;
+    assert_eq!(same, none);
 }
 
 fn job(rows: usize) -> Job {
@@ -224,7 +227,7 @@ fn what_is_chosen_fits_and_uses_every_gpu() {
                     );
                     assert_eq!(fit.mesh.size(), gpus);
                     fit.mesh.check(&config).unwrap();
-                    let load = job(8192).load(&fit.mesh, fit.keep, 0);
+                    let load = job(8192).load(&fit.mesh, fit.keep, (1, 1));
                     assert_eq!(fit.memory, table.worst(&fit.mesh, &load));
                 }
                 Choice::None(fit) => {

@@ -1,7 +1,7 @@
 //! What is written is what was read.
 
 use crate::support::{MODELS, dir};
-use arch::{ModelConfig, Sizes};
+use arch::{ExpertSizes, ModelConfig, Sizes};
 use model::convert::{Conversion, Origin, convert};
 use model::files::{Dtype, INDEX, ModelFiles, SINGLE};
 use model::save::{COMPANIONS, SaveOptions};
@@ -168,6 +168,11 @@ fn fresh_weights_are_a_function_of_the_seed() {
             head_dim: Some(16),
             max_position_embeddings: 64,
             tie_word_embeddings: true,
+            experts: family.expert_keys.map(|_| ExpertSizes {
+                count: 4,
+                per_token: 2,
+                intermediate_size: 96,
+            }),
             extra: serde_json::Map::new(),
         }
         .config(100, None, Some(1), None)

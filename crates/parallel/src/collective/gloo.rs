@@ -3,81 +3,21 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
+use std::fmt::Display;
 use std::rc::Rc;
 use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
-use torch::dist::{Store, Work};
+use torch::dist::Work;
 
-use super::{Collective, Counts, Pending, report};
+use super::net::{Net, hash};
+use super::{Collective, Pending, report};
 use crate::Error;
 
-/// The connection of one process to all others: groups are made over it.
-pub struct Net {
-    store: Store,
-    rank: usize,
-    size: usize,
-    deadline: Duration,
-    counts: Counts,
-    /// Collectives that failed so far.
-    failures: Cell<u64>,
-    /// Check shapes on every call, not on the first of each phase and shape only.
-    check_all: bool,
-}
-
-impl Net {
-    /// Joins the store that rank 0 serves at `addr:port`. `deadline` bounds the meeting and every
-    /// later wait.
-    ///
-    /// # Errors
-    /// Who did not come by the deadline.
-    pub fn join(
-        rank: usize,
-        size: usize,
-        addr: &str,
-        port: u16,
-        deadline: Duration,
-    ) -> Result<Rc<Net>, Error> {
-        let store = Store::connect(addr, port, rank == 0, size, deadline).map_err(|e| {
-            Error::Collective {
-                rank,
-                size,
-                collective: "join".into(),
-                phase: "start".into(),
-                reason: e.to_string(),
-            }
-        })?;
-        Ok(Rc::new(Net {
-            store,
-            rank,
-            size,
-            deadline,
-            counts: Counts::default(),
-            failures: Cell::new(0),
-            check_all: std::env::var_os("RECIPE_CHECK_COLLECTIVES").is_some_and(|v| v != "0"),
-        }))
-    }
-
-    /// This process among all, `0..size`.
-    pub fn rank(&self) -> usize {
-        self.rank
-    }
-
-    /// Processes in all.
-    pub fn size(&self) -> usize {
-        self.size
-    }
-
-    /// What went through the groups made over this connection.
-    pub fn counts(&self) -> &Counts {
-        &self.counts
-    }
-}
-
 /// A group of processes over Gloo.
-pub struct Gloo(Rc<Inner>);
+pub struct Gloo(pub(super) Rc<Inner>);
 
-struct Inner {
+pub(super) struct Inner {
     net: Rc<Net>,
     group: torch::dist::Gloo,
     name: String,
@@ -135,10 +75,10 @@ impl Gloo {
 }
 
 /// One call: what it is, for messages.
-struct Call<'a> {
-    collective: &'static str,
-    phase: &'a str,
-    tensor: &'a Tensor,
+pub(super) struct Call<'a> {
+    pub collective: &'static str,
+    pub phase: &'a str,
+    pub tensor: &'a Tensor,
 }
 
 impl Call<'_> {
@@ -156,7 +96,7 @@ impl Call<'_> {
 impl Inner {
     /// Counts the call, and compares its tensor with the peers' when it is the first of its phase
     /// and shape.
-    fn begin(&self, call: &Call) -> Result<(), Error> {
+    pub fn begin(&self, call: &Call) -> Result<(), Error> {
         self.calls.set(self.calls.get() + 1);
         let mut shape = call.tensor.size();
         if call.collective == "all_to_all" {
@@ -171,6 +111,19 @@ impl Inner {
             .counts
             .add(&self.name, call.collective, call.tensor);
         Ok(())
+    }
+
+    /// Counts a message; what it is its receiver knows.
+    pub fn count(&self, call: &Call) {
+        self.calls.set(self.calls.get() + 1);
+        self.net
+            .counts
+            .add(&self.name, call.collective, call.tensor);
+    }
+
+    /// The call in words.
+    pub fn line(&self, call: &Call) -> String {
+        call.line(self.calls.get(), &self.name)
     }
 
     /// All ranks must be in the same collective and phase with equal shapes and kinds. In an
@@ -188,19 +141,12 @@ impl Inner {
         let mut all = Tensor::zeros([self.members.len() as i64, 10], (Kind::Int64, Device::Cpu));
         let mine = Tensor::from_slice(&mine).unsqueeze(0);
         let gathered = self.group.all_gather(&mut all, &mine);
-        gathered.map_err(|e| {
-            self.failure(
-                call.line(self.calls.get(), &self.name),
-                call.collective,
-                call.phase,
-                &e,
-            )
-        })?;
+        gathered.map_err(|e| self.failure(self.line(call), call.collective, call.phase, &e))?;
         let differ = (0..self.members.len() as i64).any(|r| all.get(r) != mine.get(0));
         if !differ {
             return Ok(());
         }
-        let line = call.line(self.calls.get(), &self.name);
+        let line = self.line(call);
         let peers = self.peers(line.clone());
         Err(Error::Mismatch {
             rank: self.net.rank,
@@ -217,19 +163,22 @@ impl Inner {
         report::exchange(&self.net.store, turn, me, line, peers)
     }
 
-    fn failure(
+    pub fn failure(
         &self,
         line: String,
         collective: &'static str,
         phase: &str,
-        error: &torch::Error,
+        error: &dyn Display,
     ) -> Error {
         Error::Collective {
             rank: self.net.rank,
             size: self.net.size,
             collective: format!("{collective} over {}", self.name),
             phase: phase.to_owned(),
-            reason: format!("{error}; this rank: {line}; {}", self.peers(line.clone())),
+            reason: match self.peers(line.clone()) {
+                peers if peers.is_empty() => format!("{error}; this rank: {line}"),
+                peers => format!("{error}; this rank: {line}; {peers}"),
+            },
         }
     }
 
@@ -239,12 +188,12 @@ impl Inner {
         op: impl FnOnce(&torch::dist::Gloo) -> Result<T, torch::Error>,
     ) -> Result<T, Error> {
         op(&self.group).map_err(|e| {
-            let line = call.line(self.calls.get(), &self.name);
+            let line = self.line(call);
             self.failure(line, call.collective, call.phase, &e)
         })
     }
 
-    fn sizes(&self, out: &Tensor, want: usize, call: &Call) -> Result<(), Error> {
+    pub fn sizes(&self, out: &Tensor, want: usize, call: &Call) -> Result<(), Error> {
         let got = out.numel();
         if got == want {
             return Ok(());
@@ -268,7 +217,7 @@ fn pending(
     staged: Tensor,
     out: Option<&Tensor>,
 ) -> Pending {
-    let line = call.line(inner.calls.get(), &inner.name);
+    let line = inner.line(call);
     let (collective, phase) = (call.collective, call.phase.to_owned());
     let inner = inner.clone();
     let out = out.map(Tensor::shallow_clone);
@@ -445,8 +394,7 @@ impl Collective for Gloo {
             phase,
             tensor,
         };
-        self.0.calls.set(self.0.calls.get() + 1);
-        self.0.net.counts.add(&self.0.name, "send", tensor);
+        self.0.count(&call);
         let staged = host(tensor);
         let work = self.0.run(&call, |g| g.send_start(&staged, to, TAG))?;
         Ok(pending(&self.0, &call, work, staged, None))
@@ -459,8 +407,7 @@ impl Collective for Gloo {
             phase,
             tensor: &seen,
         };
-        self.0.calls.set(self.0.calls.get() + 1);
-        self.0.net.counts.add(&self.0.name, "recv", tensor);
+        self.0.count(&call);
         let mut staged = host(tensor);
         self.0.run(&call, |g| g.recv(&mut staged, from, TAG))?;
         unstage(&staged, tensor);
@@ -477,12 +424,4 @@ impl Collective for Gloo {
         self.0.calls.set(self.0.calls.get() + 1);
         self.0.run(&call, |g| g.barrier())
     }
-}
-
-/// The same number on all ranks for the same texts (FNV-1a).
-fn hash(collective: &str, phase: &str) -> i64 {
-    let bytes = collective.bytes().chain([0]).chain(phase.bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
-        (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
-    }) as i64
 }

@@ -1,8 +1,11 @@
 //! Collectives: what ranks do together. Every call names its phase, so that a failure says where.
 
 mod gloo;
+mod nccl;
+mod net;
 mod report;
 mod solo;
+mod transport;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -12,8 +15,11 @@ use tch::Tensor;
 
 use crate::Error;
 
-pub use gloo::{Gloo, Net};
+pub use gloo::Gloo;
+pub use nccl::{Nccl, Process as NcclProcess};
+pub use net::Net;
 pub use solo::Solo;
+pub use transport::Transport;
 
 /// Operations that every rank of a group calls in the same order. Tensors are contiguous and of
 /// equal kind on all ranks. An implementation has a deadline on every wait; a failure names the
@@ -86,7 +92,8 @@ impl Pending {
         Pending(Some(Box::new(wait)))
     }
 
-    /// Returns when the collective has ended, at its deadline at the latest.
+    /// Returns when the collective has ended, at its deadline at the latest; on a GPU, when what is
+    /// given to it next is ordered behind the collective.
     pub fn wait(self) -> Result<(), Error> {
         self.0.map_or(Ok(()), |wait| wait())
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use arch::mesh::Mesh;
 use arch::slice::{self, Held};
 use parallel::{Groups, Inside};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use cases::{Case, Seen};
 
@@ -98,7 +98,14 @@ fn rank() {
         .collect();
     let mesh = mesh(sizes[0], sizes[1], sizes[2] == 1);
     let deadline = Duration::from_secs(60);
-    let groups = Groups::join(mesh, rank, "127.0.0.1", number("MASTER_PORT"), deadline);
+    let groups = Groups::join(
+        mesh,
+        rank,
+        "127.0.0.1",
+        number("MASTER_PORT"),
+        deadline,
+        Device::Cpu,
+    );
     let groups = groups.expect("joined");
     let seen: Vec<Seen> = cases::all(&mesh).iter().map(|c| run(c, &groups)).collect();
     let text = serde_json::to_vec(&seen).expect("plain data");

@@ -427,3 +427,76 @@ fn four_models_on_many_gpus_are_planned_from_their_configurations() {
     )
     .code(2);
 }
+
+/// What the recipe's own placement needs, mesh, pipeline pieces and rollouts included; and a GPU that it
+/// does not fit is refused with what would.
+#[test]
+fn a_placement_that_cannot_fit_is_refused_with_the_smallest_change() {
+    let recipe = |resources: &str| {
+        format!(
+            r#"[recipe]
+name = "large"
+schema = 1
+[stage.init]
+kind = "init"
+with = {{ family = "llama", hidden_size = 2048, layers = 16, heads = 16, vocab_size = 32000 }}
+[stage.grpo]
+kind = "grpo"
+in.model = "init.model"
+with = {{ environment = "addition", steps = 1, dtype = "bf16", batch_size = 64 }}
+resources = {{ {resources} }}
+"#
+        )
+    };
+    let memory = |resources: &str| {
+        let project = Project::new(&recipe(resources));
+        let json = project.recipe("plan recipe.toml --json").code(0).json();
+        let stages = json["stages"].as_array().unwrap().clone();
+        let grpo = stages.into_iter().find(|s| s["stage"] == "grpo").unwrap();
+        grpo["memory"].clone()
+    };
+    let rollout = |resources: &str| memory(resources)["rollout"].as_u64().unwrap();
+    let weights = 2 * 1_139_345_408;
+    // whole weights serve as they are; parts are gathered to whole ones where that is told
+    let whole = rollout("ranks = 2");
+    assert_eq!(
+        rollout("ranks = 2, mesh = { dp_shard = 2 }, rollout_mesh = { dp = 2 }"),
+        whole + weights
+    );
+    assert_eq!(rollout("ranks = 2, mesh = { tp = 2 }"), whole);
+    let parts = rollout("ranks = 2, mesh = { dp_shard = 2 }");
+    assert!(
+        (whole..whole + weights * 6 / 10).contains(&parts),
+        "{parts}"
+    );
+    // interleaved pieces keep more microbatches' activations, rows between matrices less
+    let activations = |resources: &str| memory(resources)["activations"].as_u64().unwrap();
+    let pieces = |n| format!("ranks = 2, mesh = {{ pp = 2, pp_chunks = {n} }}");
+    assert!(activations(&pieces(2)) > activations(&pieces(1)));
+    let rows = |sp| format!("ranks = 2, mesh = {{ tp = 2, sp = {sp} }}");
+    assert!(activations(&rows("false")) > activations(&rows("true")));
+
+    let project = Project::new(&recipe("ranks = 2"));
+    project
+        .recipe("plan recipe.toml --gpu-memory 141GB")
+        .code(0);
+    let ran = project.recipe("plan recipe.toml --gpu-memory 24GB").code(2);
+    assert!(ran.out.contains("dp_replicate2"), "{}", ran.out);
+    for part in [
+        "stage 'grpo' needs",
+        "GPU of 24.0 GB",
+        "mesh = { dp_shard = 2 }",
+    ] {
+        assert!(ran.err.contains(part), "{part}: {}", ran.err);
+    }
+    // and what it names fits
+    let project = Project::new(&recipe(
+        "ranks = 2, mesh = { dp_shard = 2 }, activation_checkpointing = \"full\"",
+    ));
+    project.recipe("plan recipe.toml --gpu-memory 24GB").code(0);
+
+    // a mesh that cannot carry the model is told with the plan, not when the stage starts
+    let project = Project::new(&recipe("ranks = 32, mesh = { tp = 32 }"));
+    let ran = project.recipe("plan recipe.toml").code(0);
+    assert!(ran.out.contains("mesh.tp = 32"), "{}", ran.out);
+}

@@ -7,6 +7,8 @@ use super::packed::Packed;
 use super::pointwise;
 use super::pool::Pool;
 use half::bf16;
+#[cfg(target_arch = "x86_64")]
+use kernels::cpu::gemm::{Product, multiply};
 use kernels::elem::Elem;
 use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
@@ -141,31 +143,40 @@ impl RowOps {
         });
     }
 
-    fn matrix<E: Number>(
+    fn products<E: Number>(
         &self,
         x: &Tensor,
-        weight: &Tensor,
-        bias: Option<&Tensor>,
-        y: &mut Tensor,
+        maps: &[(&Tensor, Option<&Tensor>)],
+        results: &mut [Tensor],
     ) {
         let mut pool = self.pool();
-        let (x, y) = (elements::<E>(x), elements_mut::<E>(y));
+        let x = elements::<E>(x);
         #[cfg(target_arch = "x86_64")]
-        let mut packed = self.packed.borrow_mut();
-        #[cfg(target_arch = "x86_64")]
-        if let Some(panels) = packed.get::<E>(&mut pool, weight) {
-            let mut team = |count: usize, work: &(dyn Fn(usize) + Sync)| pool.run(count, work);
-            return panels.multiply(&mut team, x, bias.map(elements::<E>), y);
+        {
+            let mut packed = self.packed.borrow_mut();
+            if maps.iter().all(|(w, _)| packed.ensure::<E>(&mut pool, w)) {
+                let mut products = Vec::with_capacity(maps.len());
+                for ((weight, bias), y) in maps.iter().zip(results) {
+                    products.push(Product {
+                        panels: packed.get(weight),
+                        bias: bias.map(elements::<E>),
+                        y: elements_mut::<E>(y),
+                    });
+                }
+                let mut team = |count: usize, work: &(dyn Fn(usize) + Sync)| pool.run(count, work);
+                return multiply(&mut team, x, &mut products);
+            }
         }
-        let (n, k) = (weight.size()[0] as usize, weight.size()[1] as usize);
-        let matrix = gemm::Matrix {
-            w: elements::<E>(weight),
-            bias: bias.map(elements::<E>),
-            n,
-            k,
-        };
         let mut scratch = self.scratch.borrow_mut();
-        gemm::linear(&mut pool, &mut scratch, matrix, x, y);
+        for ((weight, bias), y) in maps.iter().zip(results) {
+            let matrix = gemm::Matrix {
+                w: elements::<E>(weight),
+                bias: bias.map(elements::<E>),
+                n: weight.size()[0] as usize,
+                k: weight.size()[1] as usize,
+            };
+            gemm::linear(&mut pool, &mut scratch, matrix, x, elements_mut::<E>(y));
+        }
     }
 }
 
@@ -204,13 +215,20 @@ impl model::Ops for RowOps {
     }
 
     fn linear(&self, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+        self.linears(x, &[(weight, bias)]).remove(0)
+    }
+
+    /// As one job of the pool.
+    fn linears(&self, x: &Tensor, maps: &[(&Tensor, Option<&Tensor>)]) -> Vec<Tensor> {
         let x = x.contiguous();
-        let mut y = Tensor::empty([x.size()[0], weight.size()[0]], (x.kind(), Device::Cpu));
+        let size = |w: &Tensor| [x.size()[0], w.size()[0]];
+        let empty = |(w, _): &(&Tensor, _)| Tensor::empty(size(w), (x.kind(), Device::Cpu));
+        let mut results: Vec<Tensor> = maps.iter().map(empty).collect();
         match x.kind() {
-            Kind::BFloat16 => self.matrix::<bf16>(&x, weight, bias, &mut y),
-            _ => self.matrix::<f32>(&x, weight, bias, &mut y),
+            Kind::BFloat16 => self.products::<bf16>(&x, maps, &mut results),
+            _ => self.products::<f32>(&x, maps, &mut results),
         }
-        y
+        results
     }
 
     fn softmax(&self, x: &Tensor) -> Tensor {

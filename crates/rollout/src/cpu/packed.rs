@@ -26,12 +26,12 @@ struct Entry {
 }
 
 impl Packed {
-    /// `weight` (`[n, k]`, contiguous, of `E`'s kind, alive as long as this) packed; `None` where
-    /// the kernel does not run.
-    pub fn get<E: Cell>(&mut self, pool: &mut Pool, weight: &Tensor) -> Option<Panels<'_, E>> {
+    /// Packs `weight` (`[n, k]`, contiguous, of `E`'s kind, alive as long as this) unless it is
+    /// packed as it is; false where the kernel does not run.
+    pub fn ensure<E: Cell>(&mut self, pool: &mut Pool, weight: &Tensor) -> bool {
         let size = [weight.size()[0] as usize, weight.size()[1] as usize];
         if !Panels::<E>::fit(size[1]) {
-            return None;
+            return false;
         }
         let version = torch::storage::version(weight);
         let entry = self.0.entry(weight.data_ptr() as usize).or_insert(Entry {
@@ -50,7 +50,16 @@ impl Packed {
             );
             (entry.version, entry.size) = (version, size);
         }
-        Some(Panels::packed(entry.lines.get(), size))
+        true
+    }
+
+    /// What [`ensure`](Self::ensure) packed.
+    ///
+    /// # Panics
+    /// If it did not.
+    pub fn get<E: Cell>(&self, weight: &Tensor) -> Panels<'_, E> {
+        let entry = &self.0[&(weight.data_ptr() as usize)];
+        Panels::packed(entry.lines.get(), entry.size)
     }
 }
 
@@ -59,6 +68,7 @@ mod tests {
     use super::*;
     use crate::cpu::gemm::{Matrix, Scratch, linear};
     use half::bf16;
+    use kernels::cpu::gemm::{Product, multiply};
     use tch::{Device, Kind};
 
     fn wave(size: &[i64], step: f64, kind: Kind) -> Tensor {
@@ -76,11 +86,16 @@ mod tests {
         b: &[E],
     ) -> Vec<E> {
         let mut pool = Pool::new(threads);
-        let panels = packed.get::<E>(&mut pool, w).expect("a kernel");
+        assert!(packed.ensure::<E>(&mut pool, w), "a kernel");
         let rows = x.len() / w.size()[1] as usize;
         let mut y = vec![E::default(); rows * w.size()[0] as usize];
         let mut team = |count: usize, work: &(dyn Fn(usize) + Sync)| pool.run(count, work);
-        panels.multiply(&mut team, x, Some(b), &mut y);
+        let product = Product {
+            panels: packed.get(w),
+            bias: Some(b),
+            y: &mut y,
+        };
+        multiply(&mut team, x, &mut [product]);
         y
     }
 

@@ -8,6 +8,8 @@ Benchmarks on a tiny Qwen3 (hidden 256, 6 layers, vocabulary 660), as JSON lines
   --only NAME      only benchmarks whose name starts so; may be given several times
   --threads N      CPU threads [default: as many as libtorch takes]
   --device NAME    cpu or cuda [default: cpu]
+  --peers [FILE]   compare with the rates that TRL and vLLM reach here: `cargo xtask bench` installs and
+                   runs them before each benchmark, and hands their rates over in FILE
   --quick          fewer repeats: shows that it runs, not how fast
   --help           this text
 
@@ -16,8 +18,11 @@ matrix product's peak that the best repeat's model FLOPs reach, where that means
 `peer_rate_facts` is what `peer` reached on another, quiet machine whose fp32 peak was
 `peer_gemm_gflops`; `peer_rate_scaled` is that rate times (fp32 peak of this run / that peak).
 `ratio` = rate_best / peer_rate_scaled, both bests of this run; `ratio_median` uses rate_median.
-`ratio_target` is what `ratio` should reach on a quiet machine. Peers ran on a CPU in fp32, so on
-CUDA there are no ratios.
+With --peers the peer's rates were measured just before on this machine: `peer_rate_best` and
+`peer_rate_median`, and the ratios are best to best and median to median. `ratio_target` is what
+`ratio` should reach on a quiet machine. Peers run on a CPU in fp32, so on CUDA there are no ratios.
+`mesh` has its own fields: the same step on one rank and on two, one thread each, with the ratio of
+their times.
 
 Names: ";
 
@@ -27,6 +32,8 @@ pub struct Args {
     pub threads: Option<usize>,
     pub device: String,
     pub quick: bool,
+    /// What peers reached here: a file of JSON lines as `ci/peers.py` prints them.
+    pub peers: Option<String>,
 }
 
 impl Args {
@@ -41,6 +48,7 @@ impl Args {
             threads: None,
             device: "cpu".into(),
             quick: false,
+            peers: None,
         };
         let mut given = given;
         while let Some(word) = given.next() {
@@ -52,6 +60,7 @@ impl Args {
                 }
                 "--quick" => args.quick = true,
                 "--device" => args.device = value()?,
+                "--peers" => args.peers = Some(value()?),
                 "--threads" => {
                     let text = value()?;
                     let count = text.parse().ok().filter(|n| *n > 0);

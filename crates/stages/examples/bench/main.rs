@@ -11,6 +11,7 @@ mod generate;
 mod measure;
 mod model;
 mod preference;
+mod ranks;
 mod reinforce;
 mod supervised;
 
@@ -41,9 +42,13 @@ static BENCHES: &[(&str, Bench)] = &[
     ("generate-bf16", |setup| {
         generate::run(setup, Kind::BFloat16)
     }),
+    ("mesh", ranks::run),
 ];
 
 fn main() -> ExitCode {
+    if let Some(served) = ranks::served() {
+        return ended(served);
+    }
     let names = BENCHES.iter().map(|(name, _)| *name);
     let args = match Args::parse(std::env::args().skip(1), names) {
         Ok(Some(args)) => args,
@@ -53,7 +58,11 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    match benchmarks(&args) {
+    ended(benchmarks(&args))
+}
+
+fn ended(result: Result<()>) -> ExitCode {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("bench: {why}");

@@ -1,5 +1,6 @@
 //! Repeats, peaks, and the fields that every benchmark's line has.
 
+use std::collections::HashMap;
 use std::fs;
 use std::time::Instant;
 
@@ -17,11 +18,16 @@ const PEER_PEAK: f64 = 197.0;
 pub struct Setup {
     pub device: Device,
     pub quick: bool,
+    /// What peers reached on this machine, by their names in `ci/peers.py`.
+    peers: HashMap<String, Value>,
 }
 
 /// A rate that someone else's program reached on the same work, on a CPU, in fp32.
 pub struct Peer {
     pub name: &'static str,
+    /// What `ci/peers.py` calls it.
+    pub script: &'static str,
+    /// On the machine of `PEER_PEAK`.
     pub rate: f64,
     /// What our rate should be at least, in multiples of it.
     pub target: f64,
@@ -49,6 +55,7 @@ impl Setup {
         Ok(Setup {
             device,
             quick: args.quick,
+            peers: args.peers.as_deref().map_or(Ok(HashMap::new()), measured)?,
         })
     }
 
@@ -59,22 +66,20 @@ impl Setup {
 
     /// Repeats `once` for some seconds, after runs that warm up.
     pub fn time(&self, kind: Kind, once: &mut dyn FnMut() -> Result<()>) -> Result<Timed> {
-        self.time_as(kind, &mut || {
+        let (limit, least, most) = match self.quick {
+            true => (1.0, 1, 3),
+            false => (8.0, 3, 40),
+        };
+        let mut once = || -> Result<f64> {
             let start = Instant::now();
             once()?;
             if let Device::Cuda(index) = self.device {
                 tch::Cuda::synchronize(index as i64);
             }
             Ok(start.elapsed().as_secs_f64())
-        })
-    }
-
-    /// The same where `once` says itself how many seconds count.
-    pub fn time_as(&self, kind: Kind, once: &mut dyn FnMut() -> Result<f64>) -> Result<Timed> {
-        let (limit, least, most) = match self.quick {
-            true => (1.0, 1, 3),
-            false => (8.0, 3, 40),
         };
+        // the second run still takes memory from the system
+        once()?;
         once()?;
         let mut timed = Timed {
             kind,
@@ -122,17 +127,34 @@ impl Timed {
             "load": load(),
         });
         if setup.device == Device::Cpu {
-            let scaled = peer.rate * self.peak_fp32 / 1e9 / PEER_PEAK;
-            let against = json!({
-                "peer": peer.name,
-                "peer_rate_facts": peer.rate,
-                "peer_gemm_gflops": PEER_PEAK,
+            let mut against = match setup.peers.get(peer.script) {
+                Some(here) => {
+                    let rate = |name: &str| here[name].as_f64().unwrap_or(f64::NAN);
+                    json!({
+                        "peer": here["peer"],
+                        "peer_rate_best": here["rate_best"],
+                        "peer_rate_median": here["rate_median"],
+                        "ratio": amount / best / rate("rate_best"),
+                        "ratio_median": amount / median / rate("rate_median"),
+                    })
+                }
+                None => {
+                    let scaled = peer.rate * self.peak_fp32 / 1e9 / PEER_PEAK;
+                    json!({
+                        "peer": peer.name,
+                        "peer_rate_facts": peer.rate,
+                        "peer_gemm_gflops": PEER_PEAK,
+                        "peer_rate_scaled": scaled,
+                        "ratio": amount / best / scaled,
+                        "ratio_median": amount / median / scaled,
+                    })
+                }
+            };
+            let more = json!({
                 "gemm_fp32_gflops": self.peak_fp32 / 1e9,
-                "peer_rate_scaled": scaled,
-                "ratio": amount / best / scaled,
-                "ratio_median": amount / median / scaled,
                 "ratio_target": peer.target,
             });
+            extend(&mut against, more);
             extend(&mut fields, against);
         }
         match fields {
@@ -140,6 +162,20 @@ impl Timed {
             _ => unreachable!("made as an object above"),
         }
     }
+}
+
+/// The lines of a file of peers, by their names; the last of a name counts.
+fn measured(path: &str) -> Result<HashMap<String, Value>> {
+    let text = fs::read_to_string(path).map_err(|e| format!("failed to read {path}: {e}"))?;
+    let mut peers = HashMap::new();
+    for line in text.lines() {
+        let peer: Value = serde_json::from_str(line).map_err(|e| format!("{path}: {e}"))?;
+        let name = peer["bench"]
+            .as_str()
+            .ok_or(format!("{path}: no 'bench' in {line}"))?;
+        peers.insert(name.to_owned(), peer);
+    }
+    Ok(peers)
 }
 
 /// What the numbers depend on.
@@ -185,7 +221,7 @@ pub fn median(values: &[f64]) -> f64 {
 }
 
 /// Processes that wanted a core in the last minute, ourselves included.
-fn load() -> Option<f64> {
+pub fn load() -> Option<f64> {
     let text = fs::read_to_string("/proc/loadavg").ok()?;
     text.split_whitespace().next()?.parse().ok()
 }

@@ -51,6 +51,7 @@ pub fn run(setup: &Setup, kind: Kind) -> Result<Value> {
     })?;
     let peer = Peer {
         name: "TRL 1.16 DPO, fp32",
+        script: "dpo",
         rate: 49.0,
         target: 2.0,
     };

@@ -40,6 +40,7 @@ pub fn run(setup: &Setup, kind: Kind) -> Result<Value> {
     })?;
     let peer = Peer {
         name: "TRL 1.16 GRPO, fp32",
+        script: "grpo",
         rate: 26.0,
         target: if kind == Kind::Float { 2.0 } else { 4.0 },
     };

@@ -2,6 +2,7 @@
 //! one.
 
 use serde_json::{Value, json};
+use spec::placement::Mesh;
 use spec::{Event, JobSpec};
 
 use crate::bench::{Bench, digest, preferences, sums};
@@ -61,31 +62,55 @@ fn sft_goes_on_as_if_nothing_had_happened() {
     survives(&bench, &every(job("sft"), 3), &job("whole"));
 }
 
+/// Ranks killed together and started again end in the bits of ranks that ran through, however they
+/// share the work.
 #[test]
-fn sharded_ranks_go_on_as_if_nothing_had_happened() {
+fn ranks_of_any_mesh_go_on_as_if_nothing_had_happened() {
     let bench = Bench::new();
-    let model = bench.tiny("model", json!({}));
+    let dense = bench.tiny("dense", json!({}));
+    let experts = json!({
+        "family": "qwen3_moe", "experts": 4, "experts_per_token": 2, "expert_size": 24,
+    });
+    let experts = bench.tiny("experts", experts);
     let data = bench.rows("sums.jsonl", &sums(11));
-    let with = json!({ "steps": 8, "batch_size": 4, "lr": 0.01, "dtype": "bf16" });
-    let job = |name| {
-        let inputs = [("model", model.as_path()), ("data", data.as_path())];
-        let mut job = bench.job("sft", name, with.clone(), &inputs);
-        job.resources.ranks = 2;
-        job.resources.mesh.dp_shard = 2;
-        every(job, 2)
+    let one = Mesh {
+        dp_replicate: 1,
+        ..Mesh::default()
     };
-    let ended = |job: &JobSpec| {
-        for rank in bench.gang(job) {
-            assert_eq!(rank.code, Some(0), "{}", rank.stderr);
-        }
-        digest(&job.outputs["model"])
-    };
-    let whole = ended(&job("whole"));
-    let killed = job("killed");
-    bench.kill_gang(&killed, 5);
-    let resumed = bench.resumed(&killed);
-    assert!(resumed.resume.as_ref().is_some_and(|r| r.step >= 4));
-    assert_eq!(ended(&resumed), whole);
+    let meshes = [
+        ("dp_shard2", Mesh { dp_shard: 2, ..one }, "bf16"),
+        ("tp2", Mesh { tp: 2, ..one }, "fp32"),
+        ("cp2", Mesh { cp: 2, ..one }, "fp32"),
+        ("pp2", Mesh { pp: 2, ..one }, "bf16"),
+        ("ep2", Mesh { ep: 2, ..one }, "fp32"),
+    ];
+    for (name, mesh, dtype) in meshes {
+        let model = if mesh.ep > 1 { &experts } else { &dense };
+        let with = json!({ "steps": 14, "batch_size": 4, "lr": 0.01, "dtype": dtype });
+        let job = |run: &str| {
+            let inputs = [("model", model.as_path()), ("data", data.as_path())];
+            let mut job = bench.job("sft", &format!("{name}-{run}"), with.clone(), &inputs);
+            job.resources.ranks = 2;
+            job.resources.mesh = mesh;
+            every(job, 2)
+        };
+        let ended = |job: &JobSpec| {
+            for rank in bench.gang(job) {
+                assert_eq!(rank.code, Some(0), "{name}: {}", rank.stderr);
+            }
+            digest(&job.outputs["model"])
+        };
+        let whole = ended(&job("whole"));
+        let killed = job("killed");
+        bench.kill_gang(&killed, 5);
+        let resumed = bench.resumed(&killed);
+        let step = resumed.resume.as_ref().map_or(0, |r| r.step);
+        assert!(
+            (4..14).contains(&step),
+            "{name}: goes on from step {step}, which leaves nothing to lose or to do"
+        );
+        assert_eq!(ended(&resumed), whole, "{name}");
+    }
 }
 
 #[test]

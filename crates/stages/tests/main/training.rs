@@ -315,13 +315,7 @@ fn two_ranks_do_what_one_does() {
     };
     let runs = cases.into_iter().flat_map(|(kind, with, inputs)| {
         let on = |mesh| (kind, with.clone(), inputs.clone(), mesh);
-        // a rollout reads whole weights
-        let meshes = if kind == "grpo" {
-            vec![spec::placement::Mesh::default()]
-        } else {
-            vec![spec::placement::Mesh::default(), shards]
-        };
-        meshes.into_iter().map(on).collect::<Vec<_>>()
+        [spec::placement::Mesh::default(), shards].map(on)
     });
     for (i, (kind, with, inputs, mesh)) in runs.enumerate() {
         let alone = bench.run(&bench.job(kind, &format!("{kind}{i}"), with.clone(), &inputs));

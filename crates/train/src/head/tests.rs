@@ -63,7 +63,8 @@ fn on_ranks(size: usize, chunk: Option<usize>) -> Vec<Vec<Tensor>> {
     let ranks = (0..size).map(|rank| {
         std::thread::spawn(move || {
             let deadline = Duration::from_secs(60);
-            let groups = Groups::join(mesh, rank, "127.0.0.1", port, deadline).expect("joined");
+            let groups =
+                Groups::join(mesh, rank, "127.0.0.1", port, deadline, Device::Cpu).expect("joined");
             let values = values(&*groups.tp, chunk);
             groups.tp.barrier("end").expect("all there");
             values

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use arch::mesh::Mesh;
 use arch::{ModelConfig, Slice};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use train::{Checkpointing, Groups, PolicyConfig};
 
 use crate::cases::{self, Algorithm};
@@ -56,7 +56,8 @@ fn on(mesh: Mesh, model: &ModelConfig, config: &PolicyConfig, count: usize) -> V
             .map(|rank| {
                 scope.spawn(move || {
                     let wait = Duration::from_secs(60);
-                    let groups = Groups::join(mesh, rank, "127.0.0.1", port, wait).expect("groups");
+                    let groups = Groups::join(mesh, rank, "127.0.0.1", port, wait, Device::Cpu)
+                        .expect("groups");
                     step(model, config, count, groups)
                 })
             })

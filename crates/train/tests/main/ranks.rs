@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arch::Mesh;
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 use train::{Error, Gloo, Groups, LossOut, Optimizer, OptimizerConfig, PolicyConfig, Tokens};
 
 use crate::cases::{self, ALGORITHMS, Algorithm};
@@ -123,7 +123,8 @@ fn rank() {
     let deadline = Duration::from_secs(60);
     let port = number("MASTER_PORT");
     let mesh = Mesh::replicated(size);
-    let groups = Groups::join(mesh, rank, "127.0.0.1", port, deadline).expect("joined");
+    let groups =
+        Groups::join(mesh, rank, "127.0.0.1", port, deadline, Device::Cpu).expect("joined");
     let seen: Vec<Seen> = cases_of()
         .into_iter()
         .map(|(algorithm, kind, batch)| train(algorithm, kind, batch, groups.clone()))

@@ -58,6 +58,8 @@ pub struct Job {
     pub rank: usize,
     pub axes: Axes,
     pub placement: Placement,
+    /// `cpu`, or `cuda` for one GPU that all ranks share.
+    pub device: String,
     /// Where rank 0 listens.
     pub port: u16,
     /// Model directories, by model.
@@ -183,10 +185,14 @@ fn units(case: &Case, seed: u64) -> Vec<Unit> {
 pub fn run(job: Job) -> Vec<Seen> {
     torch::threads::set(1);
     let mesh = job.axes.mesh();
-    let groups = Groups::join(mesh, job.rank, "127.0.0.1", job.port, DEADLINE).expect("joined");
+    // all ranks share the first GPU, if that is where they compute
+    let device = train::device(&job.device, 0).expect("a device");
+    let groups = Groups::join(mesh, job.rank, "127.0.0.1", job.port, DEADLINE, device);
+    let groups = groups.expect("joined");
     let seen = job.cases.iter().map(|case| {
         let dir = &job.models[&case.model];
         let config = PolicyConfig {
+            device,
             kind: if case.double {
                 Kind::Double
             } else {

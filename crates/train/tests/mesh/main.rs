@@ -2,7 +2,8 @@
 //! SGD, metrics, log-probabilities. Real processes over Gloo on tiny models.
 //!
 //! `cargo test --test mesh` runs the meshes marked fast; with `RECIPE_MESH_TABLE` set
-//! (`cargo xtask mesh`) all of them, and prints a table. Arguments choose meshes by name.
+//! (`cargo xtask mesh`) all of them, and prints a table. Arguments choose meshes by name;
+//! `RECIPE_MESH_RANKS` those of at most so many ranks; `RECIPE_MESH_DEVICE=cuda` has the ranks share one GPU.
 
 #[allow(dead_code, reason = "shared with the other tests of the trainer")]
 #[path = "../main/cases.rs"]
@@ -37,8 +38,12 @@ fn main() -> ExitCode {
     }
     let chosen: Vec<&String> = arguments.iter().filter(|a| !a.starts_with('-')).collect();
     let all = std::env::var_os("RECIPE_MESH_TABLE").is_some();
+    let device = std::env::var("RECIPE_MESH_DEVICE").unwrap_or_else(|_| "cpu".into());
+    let most = std::env::var("RECIPE_MESH_RANKS").map_or(RANKS, |n| n.parse().expect("a number"));
     let rows = meshes::rows().into_iter().filter(|row| {
-        (all || row.fast) && (chosen.is_empty() || chosen.iter().any(|c| row.name.contains(*c)))
+        (all || row.fast)
+            && row.axes.mesh().size() <= most
+            && (chosen.is_empty() || chosen.iter().any(|c| row.name.contains(*c)))
     });
     let rows: Vec<Row> = rows.collect();
     if rows.is_empty() {
@@ -51,6 +56,7 @@ fn main() -> ExitCode {
         pool: &mut pool,
         solo: BTreeMap::new(),
         all,
+        device,
     };
     let start = Instant::now();
     println!("{}", compare::HEADER);
@@ -72,6 +78,7 @@ struct Table<'a> {
     /// What one process gives.
     solo: BTreeMap<Case, Seen>,
     all: bool,
+    device: String,
 }
 
 impl Table<'_> {
@@ -124,6 +131,7 @@ impl Table<'_> {
                 rank,
                 axes: row.axes,
                 placement: row.placement,
+                device: self.device.clone(),
                 port,
                 models: self.models.clone(),
                 cases: cases.to_vec(),

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use arch::Mesh;
+use tch::Device;
 use train::Groups;
 
 use crate::{checkpoints, failures, limited, state};
@@ -26,7 +27,7 @@ impl Rank {
             return None;
         }
         let port = self.ports[turn];
-        let groups = Groups::join(mesh, self.rank, "127.0.0.1", port, deadline);
+        let groups = Groups::join(mesh, self.rank, "127.0.0.1", port, deadline, Device::Cpu);
         Some(groups.expect("joined"))
     }
 
