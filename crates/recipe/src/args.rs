@@ -35,6 +35,10 @@ pub enum Verb {
     Runs(RunsArgs),
     /// Show a run
     Show(ShowArgs),
+    /// Say what differs between two runs, and what follows from it
+    Compare(CompareArgs),
+    /// Write a page with the stages, curves and samples of runs
+    Report(ReportArgs),
     /// Print the log of a stage of a run
     Logs(LogsArgs),
     /// Look into the artifact store
@@ -255,6 +259,31 @@ pub struct ShowArgs {
     /// Print the record as JSON
     #[arg(long, conflicts_with = "metrics")]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// A run's id, the start of one, or `last`
+    pub a: String,
+    /// The other run
+    pub b: String,
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Runs (ids, the start of one, or `last`); the first in detail, the others' curves beside it
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<String>,
+    /// The file to write: one page, no scripts, no requests
+    #[arg(long, value_name = "FILE")]
+    pub html: PathBuf,
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 #[derive(Debug, Args)]

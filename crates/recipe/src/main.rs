@@ -6,9 +6,11 @@ mod fail;
 mod format;
 mod names;
 mod output;
+mod past;
 mod price;
 mod progress;
 mod project;
+mod report;
 mod verbs;
 
 use args::{Cli, Verb};
@@ -61,6 +63,8 @@ fn dispatch(verb: Verb) -> Result<u8, Fail> {
         Verb::Graph(args) => verbs::graph::run(args),
         Verb::Runs(args) => verbs::runs::run(args),
         Verb::Show(args) => verbs::show::run(args),
+        Verb::Compare(args) => verbs::compare::run(args),
+        Verb::Report(args) => verbs::report::run(args),
         Verb::Logs(args) => verbs::logs::run(args),
         Verb::Cache(args) => verbs::cache::run(args),
         Verb::Schema => verbs::schema::run(),

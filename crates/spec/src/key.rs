@@ -156,21 +156,28 @@ impl Preimage {
 
     /// The fields that differ from an earlier preimage, sorted by path.
     pub fn diff(&self, earlier: &Self) -> Vec<Difference> {
-        let now = flatten(self);
-        let before = flatten(earlier);
-        let mut fields: Vec<&String> = now.keys().chain(before.keys()).collect();
-        fields.sort();
-        fields.dedup();
-        fields
-            .into_iter()
-            .filter(|f| now.get(*f) != before.get(*f))
-            .map(|f| Difference {
-                field: f.clone(),
-                before: before.get(f).cloned(),
-                now: now.get(f).cloned(),
-            })
-            .collect()
+        let json = |preimage| {
+            serde_json::to_value(preimage).expect("a preimage holds only what JSON holds")
+        };
+        difference(&json(earlier), &json(self))
     }
+}
+
+/// The leaves that differ between two JSON values, sorted by path.
+pub fn difference(before: &Value, now: &Value) -> Vec<Difference> {
+    let (before, now) = (flatten(before), flatten(now));
+    let mut fields: Vec<&String> = now.keys().chain(before.keys()).collect();
+    fields.sort();
+    fields.dedup();
+    fields
+        .into_iter()
+        .filter(|f| now.get(*f) != before.get(*f))
+        .map(|f| Difference {
+            field: f.clone(),
+            before: before.get(f).cloned(),
+            now: now.get(f).cloned(),
+        })
+        .collect()
 }
 
 /// A table whose names are sorted by their bytes, as a `BTreeMap`'s are.
@@ -213,7 +220,7 @@ impl fmt::Display for Difference {
     }
 }
 
-fn flatten(preimage: &Preimage) -> BTreeMap<String, Value> {
+fn flatten(value: &Value) -> BTreeMap<String, Value> {
     fn walk(path: String, value: &Value, out: &mut BTreeMap<String, Value>) {
         match value {
             Value::Object(map) if !map.is_empty() => {
@@ -237,10 +244,6 @@ fn flatten(preimage: &Preimage) -> BTreeMap<String, Value> {
         }
     }
     let mut out = BTreeMap::new();
-    walk(
-        String::new(),
-        &serde_json::to_value(preimage).expect("a preimage holds only what JSON holds"),
-        &mut out,
-    );
+    walk(String::new(), value, &mut out);
     out
 }

@@ -28,7 +28,7 @@ pub mod tree;
 pub use assertion::Assertion;
 pub use diagnostic::{Diagnostic, Place};
 pub use job::{Event, InputSpec, JobSpec, ResumeSpec};
-pub use key::{Difference, Key, Preimage, Trainer};
+pub use key::{Difference, Key, Preimage, Trainer, difference};
 pub use kinds::{ArtifactKind, Config, Invalid, KINDS, Kind, Port, kind};
 pub use layers::{Layers, Setting};
 pub use placement::{Checkpoint, FailureClass, Placement, Resources, Retry};

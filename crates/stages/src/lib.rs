@@ -92,7 +92,7 @@ pub fn run(file: &Path) -> i32 {
             exit::STOPPED
         }
         Err(failure) => {
-            eprintln!("{failure}");
+            report::note(&failure);
             report.failed(&failure);
             failure.exit_code()
         }

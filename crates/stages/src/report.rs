@@ -71,3 +71,8 @@ fn print(event: &Event) {
     // nobody listens any more when the runner is gone; its guard ends this process
     let _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());
 }
+
+/// Leaves a line in the attempt's log, where one can be written: on a full disk it cannot.
+pub fn note(text: &dyn std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}

@@ -39,7 +39,7 @@ pub fn watch_parent() {
         while getppid() == parent {
             std::thread::sleep(Duration::from_millis(500));
         }
-        eprintln!("the parent process is gone: stopping");
+        crate::report::note(&"the parent process is gone: stopping");
         // SAFETY: ends the process without running destructors, as a kill would
         unsafe { libc::_exit(spec::job::exit::INFRA) };
     });

@@ -2,18 +2,18 @@
 //! with `--peers`, what people would use instead.
 
 use std::io::Write;
-use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 
 use crate::process::{Result, cargo, check, output, root};
 use crate::{binaries, libtorch};
 
-/// Benchmarks that have a peer, the peer's name in `ci/peers.py`, and the environment it lies in.
-const PEERS: [(&str, &str, &Environment); 4] = [
-    ("sft", "sft", &TRL),
-    ("dpo", "dpo", &TRL),
-    ("grpo", "grpo", &TRL),
-    ("generate", "generate", &VLLM),
+/// Benchmarks that have a peer of the same name in `ci/peers.py`, and the environment it runs in.
+const PEERS: [(&str, &Environment); 4] = [
+    ("sft", &TRL),
+    ("dpo", &TRL),
+    ("grpo", &TRL),
+    ("generate", &VLLM),
 ];
 
 /// A Python environment below `target/peers`. `alone` is installed without what it depends on,
@@ -57,43 +57,50 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
         command.args(args).envs(torch.environment());
         command
     };
-    if !args.iter().any(|a| a == "--peers") {
-        let status = bench(args)
-            .status()
-            .map_err(|e| format!("failed to start the benchmarks: {e}"))?;
-        return Ok(ExitCode::from(
-            u8::try_from(status.code().unwrap_or(1)).unwrap_or(1),
-        ));
+    if args.iter().any(|a| a == "--peers") {
+        beside_peers(args, bench)?;
+        return Ok(ExitCode::SUCCESS);
     }
+    let status = bench(args)
+        .status()
+        .map_err(|e| format!("failed to start the benchmarks: {e}"))?;
+    Ok(ExitCode::from(
+        u8::try_from(status.code().unwrap_or(1)).unwrap_or(1),
+    ))
+}
+
+/// Each benchmark that has a peer right after the peer, so that both meet the same machine.
+fn beside_peers(args: &[String], bench: impl Fn(&[String]) -> Command) -> Result<()> {
     let own: Vec<String> = args.iter().filter(|a| *a != "--peers").cloned().collect();
     if own.iter().any(|a| a == "--only" || a == "--device") {
-        return Err("bench: --peers runs all benchmarks that have a peer, on the CPU: leave out --only and --device".into());
+        return Err(
+            "bench: --peers runs every benchmark that has a peer, on the CPU: leave out \
+                    --only and --device"
+                .into(),
+        );
     }
-    let threads = own
-        .iter()
-        .position(|a| a == "--threads")
-        .and_then(|at| own.get(at + 1).cloned())
-        .unwrap_or_else(|| {
-            std::thread::available_parallelism()
-                .map_or(1, usize::from)
-                .to_string()
-        });
-    let pythons = PEERS.map(|(_, _, environment)| environment.ready());
+    let threads = match own.iter().position(|a| a == "--threads") {
+        Some(at) => own.get(at + 1).cloned().unwrap_or_default(),
+        None => std::thread::available_parallelism()
+            .map_or(1, usize::from)
+            .to_string(),
+    };
+    let seconds = match own.iter().any(|a| a == "--quick") {
+        true => "2",
+        false => "20",
+    };
+    let mut peers = Vec::new();
+    for (name, environment) in PEERS {
+        peers.push((name, environment.ready()?));
+    }
     let rates = root().join("target/peers/rates.jsonl");
     std::fs::write(&rates, "").map_err(|e| format!("failed to write {}: {e}", rates.display()))?;
-    for (only, args) in [("machine", &own), ("gemm", &own)] {
-        check(bench(args).args(["--only", only]))?;
+    check(bench(&own).args(["--only", "machine", "--only", "gemm"]))?;
+    for (name, python) in peers {
+        measure(&python, name, &threads, seconds, &rates)?;
+        check(bench(&own).args(["--only", name, "--peers"]).arg(&rates))?;
     }
-    for ((ours, peer, _), python) in PEERS.iter().zip(pythons) {
-        let seconds = if own.iter().any(|a| a == "--quick") {
-            "2"
-        } else {
-            "20"
-        };
-        measure(&python?, peer, &threads, seconds, &rates)?;
-        check(bench(&own).args(["--only", ours, "--peers"]).arg(&rates))?;
-    }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Runs one peer, prints its line and adds it to the file `rates`.
@@ -102,8 +109,7 @@ fn measure(python: &Path, peer: &str, threads: &str, seconds: &str, rates: &Path
         Command::new(python)
             .arg(root().join("ci/peers.py"))
             .args([peer, threads, seconds])
-            .env("OMP_NUM_THREADS", threads)
-            .stderr(Stdio::null()),
+            .env("OMP_NUM_THREADS", threads),
     )?;
     // The libraries print progress on standard output too.
     let line = printed
@@ -118,7 +124,7 @@ fn measure(python: &Path, peer: &str, threads: &str, seconds: &str, rates: &Path
 
 impl Environment {
     /// Its Python, installed by the first call.
-    fn ready(&self) -> Result<std::path::PathBuf> {
+    fn ready(&self) -> Result<PathBuf> {
         let venv = root().join("target/peers").join(self.name);
         let python = venv.join("bin/python");
         let installed = venv.join("installed");

@@ -28,10 +28,11 @@ const PANEL: usize = 4 * LANES;
 /// Numbers that a tile broadcasts at a time.
 const TILE: usize = 6;
 /// Rows that are multiplied by a panel before the next panel.
-const ROWS: usize = 8 * TILE;
-/// So many rows are few; they are cut in pieces of so many rows and one panel.
+const ROWS: usize = 11 * TILE;
+/// So many rows are few: a piece is of one panel, and of so many rows where panels are few too.
 const FEW: usize = 256;
 const FEW_ROWS: usize = 4 * TILE;
+const FEW_PANELS: usize = 8;
 /// Inner elements whose part of a panel stays in the second-level cache.
 const DEPTH: usize = 256;
 /// Rows of x and dy that are packed at a time for dw.
@@ -106,19 +107,47 @@ pub struct Product<'a, E> {
     pub y: &'a mut [E],
 }
 
-impl<E: Cell> Product<'_, E> {
-    /// Rows and panels of a piece, of `m` rows: few are cut by panels too, so that every thread
-    /// has work.
-    fn piece(&self, m: usize) -> (usize, usize) {
-        match m <= FEW {
-            true => (FEW_ROWS, 1),
-            false => (ROWS, self.panels.n.div_ceil(PANEL)),
+/// How products of the same rows are cut, so that every thread has work and reads a panel seldom.
+struct Cut {
+    /// Rows of x.
+    m: usize,
+    /// Of a piece.
+    rows: usize,
+    by_panel: bool,
+}
+
+impl Cut {
+    fn new<E>(m: usize, products: &[Product<E>]) -> Cut {
+        let panels: usize = products.iter().map(|p| p.panels.n.div_ceil(PANEL)).sum();
+        let few = m <= FEW;
+        Cut {
+            m,
+            rows: match few && panels < FEW_PANELS {
+                true => FEW_ROWS,
+                false => ROWS,
+            },
+            by_panel: few,
         }
     }
 
-    fn pieces(&self, m: usize) -> usize {
-        let (rows, panels) = self.piece(m);
-        m.div_ceil(rows) * self.panels.n.div_ceil(PANEL).div_ceil(panels)
+    /// Pieces down and across.
+    fn pieces<E>(&self, product: &Product<E>) -> (usize, usize) {
+        let across = match self.by_panel {
+            true => product.panels.n.div_ceil(PANEL),
+            false => 1,
+        };
+        (self.m.div_ceil(self.rows), across)
+    }
+
+    /// Rows and panels of a piece.
+    fn part<E>(&self, product: &Product<E>, piece: usize) -> (Range<usize>, Range<usize>) {
+        let down = self.pieces(product).0;
+        let from = piece % down * self.rows;
+        let panels = match self.by_panel {
+            true => piece / down..piece / down + 1,
+            false => 0..product.panels.n.div_ceil(PANEL),
+        };
+        (from..(from + self.rows).min(self.m), panels)
     }
 }
 
@@ -129,37 +158,37 @@ impl<E: Cell> Product<'_, E> {
 pub fn multiply<E: Cell>(team: Team, x: &[E], products: &mut [Product<E>]) {
     let outs: Vec<_> = products.iter_mut().map(|p| Shared::new(p.y)).collect();
     let products = &*products;
-    let rows_of = |p: &Product<E>| x.len() / p.panels.k;
+    let Some(first) = products.first() else {
+        return;
+    };
+    let k = first.panels.k;
     for p in products {
-        let (n, k) = (p.panels.n, p.panels.k);
-        check(x.len(), n * k, p.y.len(), [n, k]);
+        let n = p.panels.n;
+        check(x.len(), n * p.panels.k, p.y.len(), [n, k]);
         assert!(
             p.bias.is_none_or(|b| b.len() == n),
             "shape of a linear's bias"
         );
     }
-    let count = products.iter().map(|p| p.pieces(rows_of(p))).sum();
-    team(count, &|mut piece| {
-        for (p, out) in products.iter().zip(&outs) {
-            let m = rows_of(p);
-            let all = p.pieces(m);
-            if piece >= all {
-                piece -= all;
-                continue;
-            }
-            let (rows, panels) = p.piece(m);
-            let (n, k) = (p.panels.n, p.panels.k);
-            let part = |i: usize, size: usize, n: usize| i * size..((i + 1) * size).min(n);
-            let down = m.div_ceil(rows);
-            let rows = part(piece % down, rows, m);
-            let panels = part(piece / down, panels, n.div_ceil(PANEL));
-            // SAFETY: lengths were checked; pieces are disjoint rows and columns.
-            return unsafe {
-                let x = x.as_ptr().add(rows.start * k);
-                let y = out.pointer().add(rows.start * n);
-                let cells = p.panels.cells.as_ptr();
-                tiles(x, cells, rows.len(), k / E::PER, n, panels, p.bias, y);
-            };
+    let cut = Cut::new(x.len() / k, products);
+    let pieces = |p| {
+        let (down, across) = cut.pieces(p);
+        down * across
+    };
+    team(products.iter().map(pieces).sum(), &|mut piece| {
+        let mut at = 0;
+        while piece >= pieces(&products[at]) {
+            piece -= pieces(&products[at]);
+            at += 1;
+        }
+        let (product, n) = (&products[at], products[at].panels.n);
+        let (rows, panels) = cut.part(product, piece);
+        let cells = product.panels.cells.as_ptr();
+        // SAFETY: lengths were checked; pieces are disjoint rows and columns.
+        unsafe {
+            let x = x.as_ptr().add(rows.start * k);
+            let y = outs[at].pointer().add(rows.start * n);
+            tiles(x, cells, rows.len(), k / E::PER, n, panels, product.bias, y);
         }
     });
 }

@@ -12,6 +12,7 @@
 //! | `runs` | one record per line, as `show --json` prints it |
 //! | `show` | the run's record: `id`, `recipe`, `state`, `exit_code`, `started`, `finished`, `stages` |
 //! | `show --metrics STAGE` | lines `{"stage", "attempt", "step", "metrics": {..}}` |
+//! | `compare` | `a`, `b`, `stages`: each `stage`, `relation` (`same`, `equal`, `differs`, `unknown`, `only_a`, `only_b`), `differs` (each `field`, `before`, `now`), `follows`, `numerics`, `metrics`, `curves`, `seconds` |
 //! | `cache stat` | `store`, `kinds`: each `kind`, `objects`, `bytes` |
 //! | `cache verify` | `store`, `objects`, `bytes`, `problems`: each `path`, `kind`, `why` |
 //! | `doctor` | `ok`, `findings`: each `name`, `ok`, `text` |
@@ -20,6 +21,7 @@
 
 pub mod cache;
 pub mod check;
+pub mod compare;
 pub mod completions;
 pub mod doctor;
 pub mod get;
@@ -27,6 +29,7 @@ pub mod graph;
 pub mod init;
 pub mod logs;
 pub mod plan;
+pub mod report;
 pub mod run;
 pub mod runs;
 pub mod schema;

@@ -1,5 +1,6 @@
 //! The built binary, driven as a user drives it.
 
 mod golden;
+mod looks;
 mod project;
 mod verbs;

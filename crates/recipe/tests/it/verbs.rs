@@ -27,7 +27,7 @@ cmd = ["sh", "-c", "mkdir $OUT_out; echo ${params.word} > $OUT_out/greeting; cat
 out = ["out"]
 "#;
 
-fn project() -> Project {
+pub fn project() -> Project {
     let project = Project::new(RECIPE);
     project.write("text.txt", "world\n");
     project

@@ -1,0 +1,16 @@
+//! `recipe report RUN.. --html FILE`: what happened, on a page.
+
+use crate::args::ReportArgs;
+use crate::fail::Fail;
+use crate::past::Run;
+use crate::{output, project, report};
+
+pub fn run(args: ReportArgs) -> Result<u8, Fail> {
+    let store = project::open_store(&args.store)?;
+    let read = |word: &String| Run::read(&store, word);
+    let runs = args.runs.iter().map(read).collect::<Result<Vec<_>, _>>()?;
+    let page = report::page(&store, &runs)?;
+    std::fs::write(&args.html, page).map_err(|e| Fail::io("write", &args.html, &e))?;
+    output::line(format!("wrote {}", args.html.display()));
+    Ok(0)
+}
