@@ -34,7 +34,8 @@
 //! beside it.
 //!
 //! These are not all there at one time. The peak is the highest of three moments: at the head (all
-//! activations, the LM matrix, the next unit, logits), in a segment's backward (all activations, its
+//! activations, the LM matrix, the next unit, logits; or its gradient twice, on the way to its shards),
+//! in a segment's backward (all activations, its
 //! working set, two units, its gradient on the way), and at the embedding's gradient (which is as
 //! large as the embedding, when activations are gone). In a step of a single microbatch the
 //! gradients come into being as activations go, so at the first two moments they are not there yet.
@@ -233,7 +234,8 @@ impl<'a> Table<'a> {
         } else {
             0
         };
-        let head = (kept + stage.gathered_at_head() + logits).saturating_sub(early);
+        let at_head = (stage.gathered_at_head() + logits).max(stage.head_gradient());
+        let head = (kept + at_head).saturating_sub(early);
         let back = (kept + working + stage.gathered_in_segments()).saturating_sub(early);
         let end = stage.embedding_gradient();
         Memory {
@@ -420,6 +422,14 @@ impl<'a> Stage<'a> {
             _ if !self.load.reshard => b * all,
             (elements, true) => b * (elements + largest),
             _ => b * largest,
+        }
+    }
+
+    /// The LM matrix's gradient in fp32, and once more on the way to its shards.
+    fn head_gradient(&self) -> u64 {
+        match self.vocabulary(true) {
+            (elements, true) if self.is_last() => 8 * elements,
+            _ => 0,
         }
     }
 

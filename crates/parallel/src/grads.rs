@@ -17,6 +17,11 @@ pub trait Gradients {
     /// One walk back has passed the segment (or the head) with these parameters. Every rank of the
     /// group that shards them calls this, in the same order, even where nothing was added.
     fn done(&mut self, names: &[String]) -> Result<(), Error>;
+    /// Memory is about to be needed: what is under way and holds some is waited for.
+    ///
+    /// # Errors
+    /// A collective that failed.
+    fn settle(&mut self) -> Result<(), Error>;
 }
 
 /// Elements per all-reduce: few calls, and a bounded copy.
@@ -251,23 +256,6 @@ impl Grads {
         });
         Ok(())
     }
-
-    /// Waits for the reduction under way and adds what it brought.
-    fn settle(&mut self) -> Result<(), Error> {
-        let Some(done) = self.under_way.take() else {
-            return Ok(());
-        };
-        done.pending.wait()?;
-        if let Sum::Shards { flat, .. } = &mut self.sums[done.unit] {
-            match flat {
-                Some(flat) => {
-                    let _ = flat.g_add_(&done.out);
-                }
-                none => *none = Some(done.out),
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Sum {
@@ -319,6 +307,23 @@ impl Gradients for Grads {
         let _no_grad = tch::no_grad_guard();
         for unit in self.units.of_names(names.iter().map(String::as_str)) {
             self.scatter(unit)?;
+        }
+        Ok(())
+    }
+
+    /// Adds what the reduction under way brings.
+    fn settle(&mut self) -> Result<(), Error> {
+        let Some(done) = self.under_way.take() else {
+            return Ok(());
+        };
+        done.pending.wait()?;
+        if let Sum::Shards { flat, .. } = &mut self.sums[done.unit] {
+            match flat {
+                Some(flat) => {
+                    let _ = flat.g_add_(&done.out);
+                }
+                none => *none = Some(done.out),
+            }
         }
         Ok(())
     }

@@ -6,10 +6,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use arch::mesh::{Axis, DATA, DENSE_SHARD, EXPERT_SHARD, Mesh};
-use tch::Device;
 
 use crate::Error;
-use crate::collective::{Collective, Counts, Net, Solo, Transport};
+use crate::collective::{Collective, Counts, Net, Solo, Transport, Wanted};
 
 /// The groups that one rank belongs to. A group of one is [`Solo`].
 pub struct Groups {
@@ -63,8 +62,8 @@ impl Groups {
     }
 
     /// Joins all groups of `rank` through the store that rank 0 serves at `addr:port`; every rank
-    /// of the mesh calls this, each with the device that its tensors lie on. `deadline` bounds the
-    /// meeting and every later wait.
+    /// of the mesh calls this, each with the device that its tensors lie on and, if that was told,
+    /// what carries them. `deadline` bounds the meeting and every later wait.
     ///
     /// # Errors
     /// Ranks that did not come by the deadline; a transport that cannot be used.
@@ -74,13 +73,13 @@ impl Groups {
         addr: &str,
         port: u16,
         deadline: Duration,
-        device: Device,
+        wanted: impl Into<Wanted>,
     ) -> Result<Rc<Groups>, Error> {
         if mesh.size() == 1 {
             return Ok(Groups::solo());
         }
         let net = Net::join(rank, mesh.size(), addr, port, deadline)?;
-        let transport = Transport::choose(&net, device)?;
+        let transport = Transport::choose(&net, wanted.into())?;
         let group = |name: &str, ranks: Vec<usize>| transport.group(name, &ranks, name == "pp");
         let along = |name: &str, axes: &[Axis]| group(name, mesh.group(rank, axes));
         let shard = along("shard", DENSE_SHARD)?;

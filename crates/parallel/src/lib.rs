@@ -21,7 +21,8 @@ mod sharded;
 mod tp;
 
 pub use collective::{
-    Collective, Count, Counts, Gloo, Nccl, NcclProcess, Net, Pending, Solo, Transport,
+    Carrier, Collective, Count, Counts, Gloo, Nccl, NcclProcess, Net, Pending, Solo, Transport,
+    Wanted,
 };
 pub use engine::{Checkpointing, Engine, Microbatch, Parameters, Walk, Whole};
 pub use ep::AllToAll;

@@ -45,9 +45,16 @@ pub struct Resources {
     /// Keep master weights and optimizer state in CPU memory, where the optimizer then runs.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub offload: bool,
+    /// What carries tensors between ranks.
+    #[serde(skip_serializing_if = "is_auto")]
+    pub collectives: Collectives,
     /// Seconds that a rank waits for the others before the attempt fails.
     #[serde(skip_serializing_if = "is_ten_minutes")]
     pub deadline: u64,
+}
+
+fn is_auto(collectives: &Collectives) -> bool {
+    *collectives == Collectives::Auto
 }
 
 fn is_ten_minutes(seconds: &u64) -> bool {
@@ -67,6 +74,7 @@ impl Default for Resources {
             activation_checkpointing: ActivationCheckpointing::None,
             head_chunk: 1024,
             offload: false,
+            collectives: Collectives::Auto,
             deadline: 600,
         }
     }
@@ -82,6 +90,18 @@ pub enum ActivationCheckpointing {
     Selective,
     /// Segment boundaries; the rest is computed again.
     Full,
+}
+
+/// What carries tensors between ranks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Collectives {
+    /// NCCL where every rank has a GPU of its own, else Gloo.
+    Auto,
+    /// Host memory, where GPUs' tensors are staged.
+    Gloo,
+    /// GPUs, one for each rank.
+    Nccl,
 }
 
 /// Sizes of the mesh's axes; their product is `ranks`.

@@ -4,9 +4,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use arch::Mesh;
-use parallel::{Collective, Groups};
+use parallel::{Carrier, Collective, Groups, Wanted};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use spec::placement::Collectives;
 use tch::{Device, Kind, Tensor};
 
 use crate::failure::{Failure, Result};
@@ -24,8 +25,9 @@ pub struct Gang {
 impl Gang {
     /// Joins by torchrun's variables: `RANK`, `WORLD_SIZE`, `LOCAL_RANK`, `MASTER_ADDR`,
     /// `MASTER_PORT`. Without `WORLD_SIZE`, or with 1, this process is alone.
-    /// Every wait for the others ends after `deadline` seconds. This rank's tensors lie on `device`.
-    pub fn join(mesh: Mesh, deadline: u64, device: Device) -> Result<Gang> {
+    /// Every wait for the others ends after `deadline` seconds. `wanted` is what this rank
+    /// wants carried.
+    pub fn join(mesh: Mesh, deadline: u64, wanted: Wanted) -> Result<Gang> {
         let size = number("WORLD_SIZE")?.unwrap_or(1);
         if size != mesh.size() {
             return Err(Failure::config(
@@ -50,7 +52,7 @@ impl Gang {
         }
         let deadline = Duration::from_secs(deadline);
         Ok(Gang::of(Groups::join(
-            mesh, rank, &addr, port, deadline, device,
+            mesh, rank, &addr, port, deadline, wanted,
         )?))
     }
 
@@ -124,6 +126,16 @@ pub fn mesh(asked: &spec::placement::Mesh) -> Mesh {
         pp_chunks: asked.pp_chunks as usize,
         sp: asked.sp,
     }
+}
+
+/// What a recipe says of a rank's collectives.
+pub fn wanted(asked: Collectives, device: Device) -> Wanted {
+    let told = match asked {
+        Collectives::Auto => None,
+        Collectives::Gloo => Some(Carrier::Gloo),
+        Collectives::Nccl => Some(Carrier::Nccl),
+    };
+    Wanted { device, told }
 }
 
 /// This rank's index on its machine.

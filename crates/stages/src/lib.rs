@@ -138,7 +138,7 @@ fn stage(file: &Path, report: Report) -> Result<Done> {
     let gang = Gang::join(
         gang::mesh(&job.resources.mesh),
         job.resources.deadline,
-        device,
+        gang::wanted(job.resources.collectives, device),
     )?;
     let stage = Stage {
         job,

@@ -184,6 +184,45 @@ fn cases() -> Vec<Case> {
             microbatches: 2,
             ..TIED
         },
+        Case {
+            name: "mistral, hsdp 2x2 bf16, 3 microbatches",
+            family: "mistral",
+            tied: false,
+            mesh: Mesh {
+                dp_replicate: 2,
+                ..shards(2)
+            },
+            bf16: true,
+            vocabulary: 32_000,
+            width: 512,
+            microbatches: 3,
+            ..TIED
+        },
+        Case {
+            name: "llama, pp2 x dp_shard2 fp32, selective",
+            family: "llama",
+            mesh: Mesh { pp: 2, ..shards(2) },
+            keep: Keep::Selective,
+            vocabulary: 60_000,
+            width: 512,
+            layers: 6,
+            rows: 512,
+            microbatches: 3,
+            ..TIED
+        },
+        Case {
+            name: "qwen3, tp2 x cp2 fp32, full",
+            mesh: Mesh {
+                tp: 2,
+                cp: 2,
+                ..SOLO
+            },
+            keep: Keep::Boundaries,
+            vocabulary: 30_000,
+            rows: 1024,
+            head_chunk: 512,
+            ..TIED
+        },
     ]
 }
 

@@ -168,6 +168,10 @@ impl Chunks for Training<'_, '_> {
     ) -> Result<Option<Tensor>, Error> {
         let batch = self.batch;
         let (range, input, laid) = batch.enter(piece, microbatch, input);
+        if range.start == 0 {
+            // the embedding comes now, and its gradient of the microbatch before is as large
+            self.grads.settle()?;
+        }
         let walk = batch.engine.forward_range(range, input, &laid.batch)?;
         let output = if batch.is_last(piece) {
             let d_hidden = self.head(walk.output(), laid)?;

@@ -19,7 +19,7 @@ pub use gloo::Gloo;
 pub use nccl::{Nccl, Process as NcclProcess};
 pub use net::Net;
 pub use solo::Solo;
-pub use transport::Transport;
+pub use transport::{Carrier, Transport, Wanted};
 
 /// Operations that every rank of a group calls in the same order. Tensors are contiguous and of
 /// equal kind on all ranks. An implementation has a deadline on every wait; a failure names the

@@ -19,29 +19,43 @@ pub enum Transport {
     Nccl(Rc<Net>, Rc<nccl::Process>),
 }
 
-/// Names another transport than the one we would choose: `gloo` or `nccl`.
-const VARIABLE: &str = "RECIPE_COLLECTIVES";
+/// What a rank wants carried, and by what.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// Where its tensors lie.
+    pub device: Device,
+    /// What it was told to use; the same on all ranks.
+    pub told: Option<Carrier>,
+}
 
-/// What is chosen between.
+/// What there is to choose between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Choice {
+pub enum Carrier {
+    /// Host memory over TCP.
     Gloo,
+    /// GPUs.
     Nccl,
 }
 
+impl From<Device> for Wanted {
+    fn from(device: Device) -> Wanted {
+        Wanted { device, told: None }
+    }
+}
+
 impl Transport {
-    /// NCCL where every rank has a GPU of its own, else Gloo. All ranks of `net` call this, each with
-    /// the device that its tensors lie on.
+    /// What was told; else NCCL where every rank has a GPU of its own, and Gloo where not. All ranks of
+    /// `net` call this.
     ///
     /// # Errors
     /// Where NCCL is chosen and cannot be loaded, or is asked for and cannot work.
-    pub fn choose(net: &Rc<Net>, device: Device) -> Result<Transport, Error> {
+    pub fn choose(net: &Rc<Net>, wanted: Wanted) -> Result<Transport, Error> {
+        let device = wanted.device;
         let refuse = |why: String| Error::Transport {
             rank: net.rank(),
             size: net.size(),
             why,
         };
-        let asked = std::env::var(VARIABLE).ok();
         let places = || -> Result<Vec<i64>, Error> {
             let world = Gloo::new(net, "places", &(0..net.size()).collect::<Vec<_>>())?;
             let mine = place(device).map_err(refuse)?;
@@ -51,22 +65,22 @@ impl Transport {
                 .map(|r| all.int64_value(&[r as i64]))
                 .collect())
         };
-        let choice = match wanted(asked.as_deref(), device).map_err(refuse)? {
-            Some(Choice::Gloo) => Choice::Gloo,
-            wish => match shared(&places()?) {
-                None => Choice::Nccl,
-                Some((a, b)) if wish == Some(Choice::Nccl) => {
+        let choice = match alone(wanted).map_err(refuse)? {
+            Some(Carrier::Gloo) => Carrier::Gloo,
+            told => match shared(&places()?) {
+                None => Carrier::Nccl,
+                Some((a, b)) if told == Some(Carrier::Nccl) => {
                     return Err(refuse(format!(
-                        "{VARIABLE}=nccl, but ranks {a} and {b} share a GPU, and NCCL needs one for each: \
-                         start fewer ranks, or set {VARIABLE}=gloo"
+                        "NCCL is asked for, but ranks {a} and {b} share a GPU, and it needs one for each: \
+                         start fewer ranks, or use Gloo: `collectives = \"gloo\"`"
                     )));
                 }
-                Some(_) => Choice::Gloo,
+                Some(_) => Carrier::Gloo,
             },
         };
         Ok(match choice {
-            Choice::Gloo => Transport::Gloo(net.clone()),
-            Choice::Nccl => {
+            Carrier::Gloo => Transport::Gloo(net.clone()),
+            Carrier::Nccl => {
                 let process = nccl::Process::new(device, net.deadline()).map_err(refuse)?;
                 Transport::Nccl(net.clone(), process)
             }
@@ -105,17 +119,17 @@ impl Transport {
 }
 
 /// What is decided without the other ranks.
-fn wanted(asked: Option<&str>, device: Device) -> Result<Option<Choice>, String> {
-    match (asked, device) {
-        (Some("nccl"), Device::Cuda(_)) => Ok(Some(Choice::Nccl)),
-        (Some("nccl"), _) => Err(format!(
-            "{VARIABLE}=nccl, but NCCL carries tensors of GPUs and this rank computes on the CPU: \
-             use --device cuda, or unset it"
-        )),
-        (Some("gloo"), _) => Ok(Some(Choice::Gloo)),
-        (Some("") | None, Device::Cuda(_)) => Ok(None),
-        (Some("") | None, _) => Ok(Some(Choice::Gloo)),
-        (Some(other), _) => Err(format!("{VARIABLE} is '{other}': use gloo or nccl")),
+fn alone(wanted: Wanted) -> Result<Option<Carrier>, String> {
+    match (wanted.told, wanted.device) {
+        (Some(Carrier::Nccl), Device::Cuda(_)) => Ok(Some(Carrier::Nccl)),
+        (Some(Carrier::Nccl), _) => Err(
+            "NCCL is asked for, which carries tensors of GPUs, and this rank computes on the CPU: \
+             use --device cuda, or leave `collectives` out"
+                .into(),
+        ),
+        (Some(Carrier::Gloo), _) => Ok(Some(Carrier::Gloo)),
+        (None, Device::Cuda(_)) => Ok(None),
+        (None, _) => Ok(Some(Carrier::Gloo)),
     }
 }
 
@@ -145,14 +159,13 @@ mod tests {
         assert_eq!(shared(&[3, 1, 4]), None);
         assert_eq!(shared(&[3]), None);
         let gpu = Device::Cuda(0);
-        assert_eq!(wanted(None, gpu), Ok(None), "the others are asked");
-        assert_eq!(wanted(None, Device::Cpu), Ok(Some(Choice::Gloo)));
-        assert_eq!(wanted(Some("gloo"), gpu), Ok(Some(Choice::Gloo)));
-        assert_eq!(wanted(Some("nccl"), gpu), Ok(Some(Choice::Nccl)));
-        let error = wanted(Some("nccl"), Device::Cpu).expect_err("no GPU");
+        let of = |told, device| alone(Wanted { device, told });
+        assert_eq!(of(None, gpu), Ok(None), "the others are asked");
+        assert_eq!(of(None, Device::Cpu), Ok(Some(Carrier::Gloo)));
+        assert_eq!(of(Some(Carrier::Gloo), gpu), Ok(Some(Carrier::Gloo)));
+        assert_eq!(of(Some(Carrier::Nccl), gpu), Ok(Some(Carrier::Nccl)));
+        let error = of(Some(Carrier::Nccl), Device::Cpu).expect_err("no GPU");
         assert!(error.contains("on the CPU"), "{error}");
-        let error = wanted(Some("mpi"), gpu).expect_err("unknown");
-        assert!(error.contains("'mpi'"), "{error}");
     }
 
     #[test]

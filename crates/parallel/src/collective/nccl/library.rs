@@ -125,7 +125,7 @@ impl Library {
 }
 
 const FIX: &str = "install NCCL 2.28 or newer (`pip install nvidia-nccl-cu13`; it comes with PyTorch's \
-    CUDA wheels) where the dynamic linker finds it, or set RECIPE_COLLECTIVES=gloo";
+    CUDA wheels) where the dynamic linker finds it, or use Gloo: `collectives = \"gloo\"`";
 
 /// # Safety
 /// `text` is null or ends in NUL.
@@ -196,7 +196,7 @@ mod tests {
             "libnccl.so.no",
             "libnothing.so",
             "nvidia-nccl-cu13",
-            "RECIPE_COLLECTIVES=gloo",
+            "collectives = \"gloo\"",
         ] {
             assert!(error.contains(part), "{part}: {error}");
         }
