@@ -5,8 +5,35 @@
 //! Paths are relative, `/` between parts. Only `put_new` needs to be atomic against others.
 
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::error::{Error, Result};
+
+/// An object as a listing has it.
+#[derive(Clone, Copy, Debug)]
+pub struct Listed<'a> {
+    pub path: &'a str,
+    /// Bytes.
+    pub size: u64,
+    /// When it was last written, by the clock of [`Backend::now`].
+    pub modified: SystemTime,
+}
+
+/// What a listing calls for each object.
+pub type Each<'a> = dyn FnMut(Listed<'_>) -> Result<()> + 'a;
+
+/// How far a transfer of a large object is.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    /// In the remote store.
+    pub path: String,
+    /// Bytes that have arrived, those of an earlier try among them.
+    pub done: u64,
+    pub total: u64,
+}
+
+/// Called as pieces of large objects arrive, from the thread that transfers.
+pub type Observer = std::sync::Arc<dyn Fn(&Progress) + Send + Sync>;
 
 /// A flat namespace of objects.
 pub trait Backend: Send + Sync {
@@ -32,22 +59,31 @@ pub trait Backend: Send + Sync {
     /// which must lie in [`Backend::local`]; a remote one sends it and leaves it.
     fn put_from(&self, path: &str, source: &Path) -> Result<()>;
 
-    /// Writes the object's bytes to `to`, which is created: false when there is no object.
+    /// Writes the object's bytes to the file `to`: false when there is no object. A remote store
+    /// goes on where `to` ends: give it what an earlier fetch of the same object left, or nothing.
     fn fetch(&self, path: &str, to: &Path) -> Result<bool>;
+
+    /// Tells how transfers get on, where they take long.
+    fn observe(&self, _observer: Observer) {}
 
     /// Bytes of the object, or `None` when there is none.
     fn size(&self, path: &str) -> Result<Option<u64>>;
 
-    /// Calls `each(path, size)` for all objects below `prefix`, in no particular order.
-    fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64) -> Result<()>) -> Result<()>;
+    /// Calls `each` for all objects below `prefix`, in no particular order.
+    fn list(&self, prefix: &str, each: &mut Each) -> Result<()>;
+
+    /// The clock that stamps objects; other machines' clocks are not compared with it.
+    fn now(&self) -> Result<SystemTime> {
+        Ok(SystemTime::now())
+    }
 
     /// The objects below `prefix`, or `None` when there are more than `limit`.
     fn list_at_most(&self, prefix: &str, limit: usize) -> Result<Option<Vec<(String, u64)>>> {
         let mut found = Vec::new();
         let mut over = false;
-        let listed = self.list(prefix, &mut |path, size| {
+        let listed = self.list(prefix, &mut |object| {
             over = found.len() == limit;
-            found.push((path.to_owned(), size));
+            found.push((object.path.to_owned(), object.size));
             // any error ends a listing
             if over { Err(Error::enough()) } else { Ok(()) }
         });

@@ -25,6 +25,9 @@ use crate::store::Store;
 /// digest can be kept at once.
 pub(crate) const LARGE: u64 = 1 << 20;
 
+/// From this many bytes a fetch that was killed is gone on with.
+const RESUMED: u64 = 64 << 20;
+
 /// How a file enters the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ingest {
@@ -115,7 +118,7 @@ impl Store {
     }
 
     /// Gives a hashed temporary file its name.
-    fn place(&self, file: File, temporary: Temporary, digest: Digest) -> Result<()> {
+    pub(crate) fn place(&self, file: File, temporary: Temporary, digest: Digest) -> Result<()> {
         self.mark_format()?;
         let before = stat(&file, &temporary.path)?;
         let large = before.size >= LARGE;
@@ -134,6 +137,28 @@ impl Store {
             Err(Error::Changed { .. }) => self.demand(&digest).map(drop),
             other => other,
         }
+    }
+
+    /// Makes an artifact's manifest and small blobs survive a power loss; large ones were synced
+    /// when they were put.
+    pub(crate) fn sync_small(&self, artifact: &Digest) -> Result<()> {
+        if self.local.is_none() {
+            return Ok(());
+        }
+        let manifest = self.manifest(artifact)?;
+        let small = manifest.files.iter().filter(|file| file.size < LARGE);
+        for blob in small.map(|file| &file.blob).chain([artifact]) {
+            let Some(at) = self.backend.file(&path_of(blob)) else {
+                continue;
+            };
+            match File::open(&at).and_then(|file| file.sync_all()) {
+                Ok(()) => local::sync_parent(&at)?,
+                // it lies behind, or is missed by who publishes
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::io("sync", &at)(e)),
+            }
+        }
+        Ok(())
     }
 
     /// Sends a file to a remote store.
@@ -173,6 +198,16 @@ impl Store {
 
     /// The bytes of a blob, verified.
     pub fn get_bytes(&self, digest: &Digest) -> Result<Vec<u8>> {
+        match self.read_bytes(digest) {
+            Err(Error::Missing { .. } | Error::Corrupt { .. }) if self.pull_blob(digest)? => {
+                self.read_bytes(digest)
+            }
+            other => other,
+        }
+    }
+
+    /// The same from this store alone.
+    fn read_bytes(&self, digest: &Digest) -> Result<Vec<u8>> {
         let path = path_of(digest);
         let Some(bytes) = self.backend.get(&path)? else {
             return Err(self.missing(digest));
@@ -195,14 +230,55 @@ impl Store {
         }
         let folder = tempfile::tempdir().map_err(Error::io("create", &std::env::temp_dir()))?;
         let to = folder.path().join("blob");
-        self.fetch_verified(digest, &to)?;
+        self.fetch_verified(digest, &to, 0)?;
         File::open(&to).map_err(Error::io("open", &to))
     }
 
-    /// Brings a remote blob to `to`, verified.
-    pub(crate) fn fetch_verified(&self, digest: &Digest, to: &Path) -> Result<()> {
+    /// Brings a remote blob to `to`, verified. A large one goes by way of a file that a fetch
+    /// killed halfway leaves for the next.
+    pub(crate) fn fetch_verified(&self, digest: &Digest, to: &Path, size: u64) -> Result<()> {
+        if size >= RESUMED
+            && let Some(folder) = &self.beside
+        {
+            return self.fetch_resumed(digest, &folder.join("partial"), |part| {
+                let moved = match fs::rename(part, to) {
+                    Err(e) if e.kind() == std::io::ErrorKind::CrossesDevices => {
+                        local::copy(part, to).and_then(|()| fs::remove_file(part))
+                    }
+                    other => other,
+                };
+                moved.map_err(Error::io("write", to))
+            });
+        }
+        self.fetch_to(digest, to)
+    }
+
+    /// Fetches to a file in `folder` named by the digest, going on where the last fetch ended, and
+    /// gives it to `place`, which moves it away.
+    pub(crate) fn fetch_resumed(
+        &self,
+        digest: &Digest,
+        folder: &Path,
+        place: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<()> {
+        let part = folder.join(digest.hex());
+        let open = || OpenOptions::new().append(true).create(true).open(&part);
+        let file = with_parent(&part, open).map_err(Error::io("create", &part))?;
+        // one process at a time; who comes second finds the file gone
+        file.lock().map_err(Error::io("lock", &part))?;
+        let resumed = stat(&file, &part)?.size > 0;
+        match self.fetch_to(digest, &part) {
+            // what an earlier fetch left may be torn by a power cut
+            Err(Error::Corrupt { .. }) if resumed => self.fetch_to(digest, &part)?,
+            other => other?,
+        }
+        place(&part)
+    }
+
+    fn fetch_to(&self, digest: &Digest, to: &Path) -> Result<()> {
         let path = path_of(digest);
         if !self.backend.fetch(&path, to)? {
+            let _ = fs::remove_file(to);
             return Err(self.missing(digest));
         }
         let found = Digest::of_file(to)?;
@@ -216,7 +292,11 @@ impl Store {
 
     /// Fails unless the blob is what its name says.
     pub(crate) fn demand(&self, digest: &Digest) -> Result<u64> {
-        match self.look(digest, self.paranoid)? {
+        let mut found = self.look(digest, self.paranoid)?;
+        if !matches!(found, Found::Good(_)) && self.pull_blob(digest)? {
+            found = self.look(digest, self.paranoid)?;
+        }
+        match found {
             Found::Good(size) => Ok(size),
             Found::Missing => Err(self.missing(digest)),
             Found::Corrupt(why) => Err(self.corrupt(&path_of(digest), why)),
@@ -240,7 +320,7 @@ impl Store {
                 return Ok(Found::Good(size));
             }
             let folder = tempfile::tempdir().map_err(Error::io("create", &std::env::temp_dir()))?;
-            return match self.fetch_verified(digest, &folder.path().join("blob")) {
+            return match self.fetch_to(digest, &folder.path().join("blob")) {
                 Ok(()) => Ok(Found::Good(size)),
                 Err(Error::Missing { .. }) => Ok(Found::Missing),
                 Err(Error::Corrupt { why, .. }) => Ok(Found::Corrupt(why)),

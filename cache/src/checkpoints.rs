@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -50,6 +51,7 @@ impl Store {
         meta: Value,
     ) -> Result<Checkpoint> {
         self.refuse_ended(key, attempt)?;
+        self.sync_small(&manifest)?;
         let checkpoint = Checkpoint {
             key: *key,
             attempt,
@@ -161,40 +163,11 @@ impl Store {
         Ok(removed)
     }
 
-    /// Holds off the removal of blobs that no record refers to yet. Hold it from the first put of
-    /// an output to the publishing of its result. Local stores only; others remove no blobs.
-    pub fn keep_blobs(&self) -> Result<Keep> {
-        let file = self.reference_lock()?;
-        if let Some(file) = &file {
-            file.lock_shared()
-                .map_err(Error::io("lock", Path::new("local/references")))?;
-        }
-        Ok(Keep { _file: file })
-    }
-
-    fn reference_lock(&self) -> Result<Option<std::fs::File>> {
-        let Some(path) = self.backend.file("local/references") else {
-            return Ok(None);
-        };
-        let open = || {
-            std::fs::OpenOptions::new()
-                .append(true)
-                .create(true)
-                .open(&path)
-        };
-        crate::local::with_parent(&path, open)
-            .map(Some)
-            .map_err(Error::io("open", &path))
-    }
-
     /// Removes the blobs of `artifacts` that no record refers to; later, when anybody is putting.
     fn reclaim(&self, artifacts: &[Digest]) -> Result<()> {
-        let Some(lock) = self.reference_lock()? else {
+        let Some(_alone) = self.alone(Duration::ZERO)? else {
             return Ok(());
         };
-        if lock.try_lock().is_err() {
-            return Ok(());
-        }
         let mut unused: HashSet<Digest> = artifacts.iter().copied().collect();
         for artifact in artifacts {
             if let Ok(manifest) = self.manifest(artifact) {
@@ -221,16 +194,16 @@ impl Store {
 
     /// Calls `each` with every artifact that a result, checkpoint or pin refers to.
     pub(crate) fn referred_artifacts(&self, each: &mut dyn FnMut(Digest)) -> Result<()> {
-        self.backend.list("results", &mut |path, _| {
-            if let Some(bytes) = self.backend.get(path)?
+        self.backend.list("results", &mut |object| {
+            if let Some(bytes) = self.backend.get(object.path)?
                 && let Ok(Envelope::Result { record, .. }) = Envelope::decode(&bytes)
             {
                 record.outputs.values().for_each(|artifact| each(*artifact));
             }
             Ok(())
         })?;
-        self.backend.list("checkpoints", &mut |path, _| {
-            if let Some(bytes) = self.backend.get(path)?
+        self.backend.list("checkpoints", &mut |object| {
+            if let Some(bytes) = self.backend.get(object.path)?
                 && let Ok(Envelope::Checkpoint(found)) = Envelope::decode(&bytes)
             {
                 each(found.manifest);
@@ -242,11 +215,6 @@ impl Store {
             .for_each(|(_, artifact)| each(artifact));
         Ok(())
     }
-}
-
-/// See [`Store::keep_blobs`].
-pub struct Keep {
-    _file: Option<std::fs::File>,
 }
 
 /// Reads a checkpoint's record; says why it does not verify here.

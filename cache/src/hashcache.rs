@@ -158,6 +158,13 @@ impl HashCache {
         }
     }
 
+    /// As on the same machine after it was started again.
+    pub(crate) fn after_reboot(path: Option<PathBuf>) -> HashCache {
+        let mut cache = HashCache::new(path);
+        cache.boot = cache.boot.wrapping_add(1).max(1);
+        cache
+    }
+
     /// The digest and size of a file's content; links are followed. Hashes when metadata cannot tell, or
     /// always with `again`.
     pub fn digest(&self, path: &Path, again: bool) -> Result<(Digest, u64)> {
@@ -368,6 +375,18 @@ fn header() -> [u8; RECORD] {
     let mut bytes = [0u8; RECORD];
     bytes[..MAGIC.len()].copy_from_slice(MAGIC);
     bytes
+}
+
+/// Says what of a log's bytes is damaged.
+pub(crate) fn check_log(bytes: &[u8]) -> Result<(), String> {
+    if !bytes.starts_with(MAGIC) || bytes.len() % RECORD != 0 {
+        return Err("its header or its length is not that of a log".into());
+    }
+    let bad = bytes.chunks_exact(RECORD).skip(1);
+    match bad.filter(|record| decode(record).is_none()).count() {
+        0 if bytes[MAGIC.len()..RECORD].iter().all(|b| *b == 0) => Ok(()),
+        bad => Err(format!("{bad} of its records are damaged")),
+    }
 }
 
 /// Reads all sound records; the number of records in the file. A file that cannot be read is empty:

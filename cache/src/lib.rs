@@ -41,11 +41,14 @@
 //! ```
 
 mod backend;
+mod behind;
 mod blobs;
 mod checkpoints;
 mod digest;
 mod error;
+mod gc;
 mod hashcache;
+mod keep;
 mod local;
 mod lock;
 mod manifest;
@@ -53,18 +56,22 @@ mod memo;
 mod protocol;
 mod record;
 mod remote;
+mod repair;
 mod runs;
+mod stat;
 mod store;
 mod tree;
 mod verify;
 mod view;
 
-pub use backend::Backend;
+pub use backend::{Backend, Each, Listed, Observer, Progress};
+pub use behind::Pushed;
 pub use blobs::Ingest;
-pub use checkpoints::Keep;
 pub use digest::{Digest, Key};
 pub use error::{Class, Error, Result};
+pub use gc::{Collected, Gc};
 pub use hashcache::{FileId, HashCache};
+pub use keep::Keep;
 pub use local::Local;
 pub use lock::{Heart, Liveness, Watch};
 pub use manifest::{Entry, Manifest};
@@ -72,9 +79,11 @@ pub use memo::Brief;
 pub use protocol::{Claim, Claimed, Published, Sealing};
 pub use record::{Checkpoint, ClaimRecord, Cost, Ending, Reason, ResultRecord};
 pub use remote::Remote;
+pub use repair::{Healed, Repaired};
+pub use stat::{Count, Stat};
 pub use store::Store;
 pub use tree::{Intact, Link};
-pub use verify::{Count, Problem, ProblemKind, Report, Stat};
+pub use verify::{Problem, ProblemKind, Report};
 pub use view::View;
 
 /// 128 random bits as hexadecimal digits: a name that nobody else has.

@@ -11,11 +11,11 @@ use std::io::{self, ErrorKind, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Each, Listed};
 use crate::error::{Error, Result};
 use crate::nonce;
 
@@ -50,6 +50,15 @@ impl Local {
         };
         local.sweep();
         Ok(local)
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Whether the directory has been made.
+    pub fn exists(&self) -> bool {
+        self.root.is_dir()
     }
 
     /// A fresh name in the folder for temporary files, which exists afterwards. The file is
@@ -184,6 +193,14 @@ impl Backend for Local {
         Some(&self.root)
     }
 
+    fn now(&self) -> Result<SystemTime> {
+        // a file server's clock shows in what it stamps
+        let probe = self.write_temporary(b"", 0o644, false)?;
+        fs::metadata(&probe.path)
+            .and_then(|meta| meta.modified())
+            .map_err(Error::io("stat", &probe.path))
+    }
+
     fn get(&self, path: &str) -> Result<Option<Vec<u8>>> {
         let path = self.root.join(path);
         optional(fs::read(&path)).map_err(Error::io("read", &path))
@@ -212,6 +229,7 @@ impl Backend for Local {
 
     fn fetch(&self, path: &str, to: &Path) -> Result<bool> {
         let from = self.root.join(path);
+        let _ = fs::remove_file(to);
         let copied = optional(copy(&from, to)).map_err(Error::io("copy", &from))?;
         Ok(copied.is_some())
     }
@@ -222,7 +240,7 @@ impl Backend for Local {
         Ok(meta.filter(|m| m.is_file()).map(|m| m.len()))
     }
 
-    fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64) -> Result<()>) -> Result<()> {
+    fn list(&self, prefix: &str, each: &mut Each) -> Result<()> {
         let folder = self.root.join(prefix);
         let Some(entries) = optional(fs::read_dir(&folder)).map_err(Error::io("list", &folder))?
         else {
@@ -239,7 +257,11 @@ impl Backend for Local {
             if meta.is_dir() {
                 self.list(&path, each)?;
             } else {
-                each(&path, meta.len())?;
+                each(Listed {
+                    path: &path,
+                    size: meta.len(),
+                    modified: meta.modified().unwrap_or(SystemTime::UNIX_EPOCH),
+                })?;
             }
         }
         Ok(())

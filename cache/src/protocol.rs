@@ -71,7 +71,7 @@ pub enum Sealing {
     Adopted { record: Box<ResultRecord> },
 }
 
-fn claim_path(key: &Key, n: u32) -> String {
+pub(crate) fn claim_path(key: &Key, n: u32) -> String {
     format!("claims/{key}/{n}")
 }
 
@@ -86,8 +86,17 @@ pub(crate) fn number<N: std::str::FromStr + ToString>(name: &str) -> Option<N> {
 
 impl Store {
     /// The highest attempt whose result verifies: its own bytes, its key and its preimage. Its
-    /// outputs are the business of [`Store::artifact_intact`].
+    /// outputs are the business of [`Store::artifact_intact`]. What only the store behind has comes
+    /// from there, its blobs when they are read.
     pub fn current(&self, key: &Key) -> Result<Option<(u32, ResultRecord)>> {
+        match self.current_here(key)? {
+            None => self.pull_result(key),
+            found => Ok(found),
+        }
+    }
+
+    /// The same from this store alone.
+    pub(crate) fn current_here(&self, key: &Key) -> Result<Option<(u32, ResultRecord)>> {
         for n in self.attempts(&format!("results/{key}"))?.into_iter().rev() {
             if let Some(Ending::Result(record)) = self.ending(key, n)? {
                 return Ok(Some((n, *record)));
@@ -314,6 +323,21 @@ impl Store {
     /// Publishes an attempt's result. Every blob of its outputs must be in the store. After an error
     /// of class infra it is not known whether the result is there: call again with the same claim.
     pub fn publish(&self, claim: &Claim, record: &ResultRecord) -> Result<Published> {
+        self.note_pending(&claim.key)?;
+        let published = self.publish_here(claim, record, false)?;
+        if published == Published::Published {
+            self.push_soon(&claim.key);
+        }
+        Ok(published)
+    }
+
+    /// Publishes here alone. `pulled`: the store behind has the blobs.
+    pub(crate) fn publish_here(
+        &self,
+        claim: &Claim,
+        record: &ResultRecord,
+        pulled: bool,
+    ) -> Result<Published> {
         let bad = |why: String| Error::BadRecord {
             key: claim.key,
             why,
@@ -324,7 +348,7 @@ impl Store {
         }
         for (name, artifact) in &record.outputs {
             let manifest = self.manifest(artifact)?;
-            if self.local.is_some() {
+            if self.local.is_some() && !pulled {
                 for file in &manifest.files {
                     if self.backend.size(&path_of(&file.blob))? != Some(file.size) {
                         return Err(bad(format!(
@@ -343,6 +367,11 @@ impl Store {
         };
         // a second of work may be lost to a power cut, hours may not
         let durable = record.cost.seconds >= 1.0;
+        if durable {
+            for artifact in record.outputs.values() {
+                self.sync_small(artifact)?;
+            }
+        }
         let path = result_path(&claim.key, claim.attempt);
         let read = |bytes: &[u8]| read_ending(&claim.key, claim.attempt, bytes);
         let found = self.create(
@@ -384,18 +413,20 @@ impl Store {
     /// The current result of every key, in the order of keys: for history and `why`. Results that
     /// do not verify are passed over; `verify` reports them.
     pub fn results(&self) -> Result<Vec<(Key, u32, ResultRecord)>> {
-        let mut keys: Vec<Key> = self
-            .backend
-            .children("results")?
-            .iter()
-            .filter_map(|k| k.parse().ok())
-            .collect();
-        keys.sort();
+        let keys = self.keys()?;
         let width = if self.local.is_some() { 1 } else { 16 };
         let found = crate::tree::parallel(&keys, width, |key| {
-            Ok(self.current(key)?.map(|(n, record)| (*key, n, record)))
+            Ok(self.current_here(key)?.map(|(n, record)| (*key, n, record)))
         })?;
         Ok(found.into_iter().flatten().collect())
+    }
+
+    /// The keys that have results or seals here, sorted.
+    pub fn keys(&self) -> Result<Vec<Key>> {
+        let names = self.backend.children("results")?;
+        let mut keys: Vec<Key> = names.iter().filter_map(|k| k.parse().ok()).collect();
+        keys.sort();
+        Ok(keys)
     }
 
     /// The attempts named directly below `prefix`, ascending.

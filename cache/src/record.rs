@@ -6,6 +6,8 @@
 //! | result | `results/<key>/<n>` | preimage, outputs, metrics, cost, numerics |
 //! | seal | `results/<key>/<n>` | attempt n will never have a result, and why |
 //! | checkpoint | `checkpoints/<key>/<n>/<step>` | the manifest of a step, and where the stream stands |
+//! | run | `runs/<id>/sealed` | the files of a run that ended, and their digests |
+//! | pin | `pins/<name>` | an artifact that is not to be collected |
 //!
 //! Each is one JSON object whose last member is `"self"`: blake3 of all bytes before it. It also
 //! carries its own path's parts, so that a record copied elsewhere does not verify there.
@@ -29,6 +31,8 @@ pub enum Reason {
     Forced,
     /// A result is there, and its blobs are missing or corrupt.
     Repair,
+    /// The result was computed in another store; its blobs may still lie there.
+    Copied,
 }
 
 impl Reason {
@@ -38,6 +42,7 @@ impl Reason {
             Reason::Takeover => "takeover",
             Reason::Forced => "forced",
             Reason::Repair => "repair",
+            Reason::Copied => "copied",
         }
     }
 }
@@ -127,6 +132,24 @@ pub(crate) enum Envelope {
         why: String,
     },
     Checkpoint(Checkpoint),
+    Pin {
+        name: String,
+        artifact: Digest,
+    },
+    Run {
+        run: String,
+        files: Vec<RunFile>,
+    },
+}
+
+/// A file of a finished run's record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RunFile {
+    pub name: String,
+    pub digest: Digest,
+    /// It was found damaged, and is kept as it is.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub damaged: bool,
 }
 
 const TAIL: &str = ",\"self\":\"";

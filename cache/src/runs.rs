@@ -3,14 +3,20 @@
 //! | stored | where | why |
 //! |---|---|---|
 //! | a run's files | `runs/<id>/..` | record, events, logs per attempt: what happened, never what is reused |
+//! | their digests | `runs/<id>/sealed` | written when the run has ended: damage to its record shows |
 //! | pin | `pins/<name>` | an artifact that no collection may remove |
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
-use crate::Digest;
 use crate::error::{Error, Result};
 use crate::manifest::check_path;
+use crate::record::{Envelope, RunFile};
 use crate::store::Store;
+use crate::{Digest, Key};
+
+/// The list of a run's files, written when it has ended.
+pub(crate) const SEALED: &str = "sealed";
 
 impl Store {
     /// Writes a run's file, such as `record.json` or `logs/sft-1.txt`, replacing what was there.
@@ -50,20 +56,92 @@ impl Store {
         check_name("run", id)?;
         let prefix = format!("runs/{id}");
         let mut names = Vec::new();
-        self.backend.list(&prefix, &mut |path, _| {
-            names.push(path[prefix.len() + 1..].to_owned());
+        self.backend.list(&prefix, &mut |object| {
+            names.extend(object.path.get(prefix.len() + 1..).map(str::to_owned));
             Ok(())
         })?;
+        names.retain(|name| name != SEALED);
         names.sort();
         Ok(names)
     }
 
-    /// Keeps an artifact under a name, which moves if it exists.
+    /// Says that a run has ended, with the digests of its files below `dir` (its folder, or the
+    /// one they were sent from), so that [`Store::verify`] finds damage.
+    pub fn seal_run(&self, id: &str, dir: &Path) -> Result<()> {
+        let path = object_path(id, SEALED)?;
+        let mut names = Vec::new();
+        files_below(dir, "", &mut names)?;
+        names.sort();
+        let mut files = Vec::with_capacity(names.len());
+        for name in names {
+            files.push(RunFile {
+                digest: Digest::of_file(&dir.join(&name))?,
+                name,
+                damaged: false,
+            });
+        }
+        let run = id.to_owned();
+        self.backend
+            .put(&path, &Envelope::Run { run, files }.encode())
+    }
+
+    /// The files that a run ended with; `None` when it has not ended. An `Err` inside says why its
+    /// list cannot be read.
+    pub(crate) fn sealed_files(&self, id: &str) -> Result<Option<Result<Vec<RunFile>, String>>> {
+        let Some(bytes) = self.backend.get(&object_path(id, SEALED)?)? else {
+            return Ok(None);
+        };
+        Ok(Some(match Envelope::decode(&bytes) {
+            Ok(Envelope::Run { run, files }) if run == id => Ok(files),
+            Ok(_) => Err("it belongs to another place".into()),
+            Err(why) => Err(why),
+        }))
+    }
+
+    /// Replaces the list of a run's files.
+    pub(crate) fn put_sealed(&self, id: &str, files: Vec<RunFile>) -> Result<()> {
+        let run = id.to_owned();
+        let path = object_path(id, SEALED)?;
+        self.backend
+            .put(&path, &Envelope::Run { run, files }.encode())
+    }
+
+    /// The results that a run used, from its record; none when that cannot be read.
+    pub(crate) fn used_by(&self, id: &str) -> Result<Vec<Used>> {
+        #[derive(serde::Deserialize)]
+        struct Record {
+            stages: Vec<Stage>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Stage {
+            key: Option<Key>,
+            attempt: Option<u32>,
+            #[serde(default)]
+            outputs: BTreeMap<String, Digest>,
+        }
+        let bytes = self.get_run(id, "record.json")?.unwrap_or_default();
+        let Ok(record) = serde_json::from_slice::<Record>(&bytes) else {
+            return Ok(Vec::new());
+        };
+        let used = record.stages.into_iter().filter_map(|stage| {
+            Some(Used {
+                key: stage.key?,
+                attempt: stage.attempt.filter(|_| !stage.outputs.is_empty()),
+            })
+        });
+        Ok(used.collect())
+    }
+
+    /// Keeps an artifact under a name, which moves if it exists. The artifact must be in the store.
     pub fn pin(&self, name: &str, artifact: &Digest) -> Result<()> {
         check_name("pin", name)?;
+        self.manifest(artifact)?;
         self.mark_format()?;
-        self.backend
-            .put(&format!("pins/{name}"), format!("{artifact}\n").as_bytes())
+        let pin = Envelope::Pin {
+            name: name.to_owned(),
+            artifact: *artifact,
+        };
+        self.backend.put(&format!("pins/{name}"), &pin.encode())
     }
 
     /// Removes a pin: false when there was none.
@@ -82,15 +160,40 @@ impl Store {
             let Some(bytes) = self.backend.get(&path)? else {
                 continue;
             };
-            let text = String::from_utf8_lossy(&bytes);
-            let digest = text
-                .trim_end()
-                .parse()
-                .map_err(|_| self.corrupt(&path, "it holds no digest"))?;
+            let digest = read_pin(&name, &bytes).map_err(|why| self.corrupt(&path, why))?;
             pins.push((name, digest));
         }
         Ok(pins)
     }
+}
+
+/// A result that a run used.
+pub(crate) struct Used {
+    pub key: Key,
+    /// Set when the run had outputs of it.
+    pub attempt: Option<u32>,
+}
+
+/// Reads a pin; says why it does not verify here.
+pub(crate) fn read_pin(at: &str, bytes: &[u8]) -> Result<Digest, String> {
+    match Envelope::decode(bytes)? {
+        Envelope::Pin { name, artifact } if name == at => Ok(artifact),
+        _ => Err("it belongs to another place".into()),
+    }
+}
+
+fn files_below(dir: &Path, prefix: &str, names: &mut Vec<String>) -> Result<()> {
+    for entry in std::fs::read_dir(dir).map_err(Error::io("list", dir))? {
+        let entry = entry.map_err(Error::io("list", dir))?;
+        let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
+        let kind = entry.file_type().map_err(Error::io("stat", dir))?;
+        if kind.is_dir() {
+            files_below(&entry.path(), &format!("{name}/"), names)?;
+        } else if kind.is_file() && name != SEALED {
+            names.push(name);
+        }
+    }
+    Ok(())
 }
 
 fn object_path(id: &str, name: &str) -> Result<String> {

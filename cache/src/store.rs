@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::Digest;
-use crate::backend::Backend;
+use crate::backend::{Backend, Observer};
+use crate::behind::Behind;
 use crate::error::{Error, Result};
 use crate::hashcache::HashCache;
 use crate::local::Local;
@@ -31,6 +32,8 @@ pub struct Store {
     pub(crate) ttl: Duration,
     /// Remote blobs that this process has sent: while they are there they are not sent again.
     pub(crate) sent: Arc<Mutex<HashSet<Digest>>>,
+    /// The store behind this local one.
+    pub(crate) behind: Option<Arc<Behind>>,
     /// Remote blobs whose bytes this process has read and found wrong.
     pub(crate) wrong: Arc<Mutex<HashSet<Digest>>>,
     /// The object `format` is known to be there.
@@ -45,8 +48,19 @@ impl Store {
         if let Some(path) = local_path(at)? {
             return Store::open_local(&path);
         }
-        let remote = Remote::open(at)?;
-        Store::with_backend(Arc::new(remote), user_cache())
+        let beside = user_cache();
+        let transfers = beside.as_ref().map(|folder| folder.join("transfers"));
+        let remote = Remote::open(at)?.keeping(transfers);
+        Store::with_backend(Arc::new(remote), beside)
+    }
+
+    /// Opens `at`, with `remote` behind it when there is one; `push` sends what is published there.
+    pub fn open_with(at: &str, remote: Option<&str>, push: bool) -> Result<Store> {
+        let mut store = Store::open(at)?;
+        if let Some(remote) = remote {
+            store.set_behind(Store::open(remote)?, push)?;
+        }
+        Ok(store)
     }
 
     /// Opens a local directory.
@@ -74,6 +88,7 @@ impl Store {
             ttl: TTL,
             sent: Arc::default(),
             wrong: Arc::default(),
+            behind: None,
             formatted: Arc::default(),
         };
         store.check_format()?;
@@ -101,10 +116,20 @@ impl Store {
     /// Marks the store's format, once, before the first record is written.
     pub(crate) fn mark_format(&self) -> Result<()> {
         if !self.formatted.load(Ordering::Relaxed) {
-            self.backend.put_new("format", FORMAT.as_bytes(), false)?;
-            self.formatted.store(true, Ordering::Relaxed);
+            self.write_format()?;
         }
         Ok(())
+    }
+
+    pub(crate) fn write_format(&self) -> Result<()> {
+        self.backend.put_new("format", FORMAT.as_bytes(), true)?;
+        self.formatted.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Tells `observer` how transfers to and from a remote store get on.
+    pub fn observe(&self, observer: Observer) {
+        self.backend.observe(observer);
     }
 
     /// How people name this store.
@@ -128,10 +153,20 @@ impl Store {
         self.ttl = ttl;
     }
 
-    /// Settles and writes what was learnt about files. Call it at the end of a run; dropping the
-    /// last clone does it too, without saying when that failed.
+    /// Believes nothing that only the running machine vouches for, as after it was started again:
+    /// for tests of power loss.
+    #[doc(hidden)]
+    pub fn assume_reboot(&mut self) {
+        let path = self.backend.file("local/hashes");
+        self.hashes = Arc::new(HashCache::after_reboot(path));
+    }
+
+    /// Settles and writes what was learnt about files, and sends to the store behind what was
+    /// published and is not there yet. Call it at the end of a run; dropping the last clone does
+    /// the first too, without saying when that failed.
     pub fn flush(&self) -> Result<()> {
-        self.hashes.flush()
+        self.hashes.flush()?;
+        self.push_pending()
     }
 
     /// The digest of any file, inside or outside the store, through the stat cache.

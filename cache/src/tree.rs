@@ -144,7 +144,7 @@ impl Store {
     fn take_out(&self, file: &Entry, to: &Path, link: Link) -> Result<()> {
         let path = path_of(&file.blob);
         let Some(from) = self.backend.file(&path) else {
-            self.fetch_verified(&file.blob, to)?;
+            self.fetch_verified(&file.blob, to, file.size)?;
             return self.finish(file, to);
         };
         let size = self.demand(&file.blob)?;
@@ -196,7 +196,7 @@ impl Store {
             self.width_for(manifest.files.len()),
             |file| {
                 let found = self.look(&file.blob, self.paranoid)?;
-                Ok(Intact::from_look(&file.blob, Some(file.size), found))
+                self.or_behind(Intact::from_look(&file.blob, Some(file.size), found))
             },
         )?;
         let bad = looks.into_iter().find(|look| !look.is_yes());

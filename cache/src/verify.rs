@@ -1,4 +1,14 @@
 //! Looking at everything in a store, with memory for what is wrong and for one record at a time.
+//!
+//! | object | found when |
+//! |---|---|
+//! | blob | it is not what its name says, or something that counts refers to it and it is gone |
+//! | result, claim, checkpoint, pin | its self-digest or its place does not fit; a result or claim that another record proves is gone |
+//! | a finished run's files | their digests are not those of its list |
+//! | `local/hashes`, `local/memory` | a record's check does not fit: it is not believed anyway |
+//!
+//! A checkpoint or pin that is gone, and a whole run that is gone, are what pruning, `unpin` and
+//! `gc` leave: nothing tells them apart.
 
 use std::collections::BTreeMap;
 
@@ -6,8 +16,9 @@ use crate::blobs::{Found, path_of};
 use crate::checkpoints::read_checkpoint;
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
-use crate::protocol::{number, read_ending, result_path};
-use crate::record::{Ending, Envelope};
+use crate::protocol::{claim_path, number, read_ending, result_path};
+use crate::record::{Ending, Envelope, Reason};
+use crate::runs::{SEALED, read_pin};
 use crate::store::Store;
 use crate::{Digest, Key};
 
@@ -18,10 +29,18 @@ pub enum ProblemKind {
     MissingBlob,
     CorruptBlob,
     CorruptManifest,
+    /// A run had outputs of it, and it is not there.
+    MissingResult,
     CorruptResult,
     CorruptCheckpoint,
+    /// There is a result under it.
+    MissingClaim,
     CorruptClaim,
     CorruptPin,
+    CorruptRun,
+    /// Nothing is lost: what it says is not believed.
+    CorruptHashCache,
+    MissingFormat,
     /// An object that this program does not write there.
     Foreign,
 }
@@ -33,6 +52,8 @@ pub struct Problem {
     pub path: String,
     pub kind: ProblemKind,
     pub why: String,
+    /// The records that cannot be served because of it.
+    pub breaks: Vec<String>,
 }
 
 /// What [`Store::verify`] found.
@@ -44,6 +65,8 @@ pub struct Report {
     pub bytes: u64,
     /// Sorted by path.
     pub problems: Vec<Problem>,
+    /// Results that do not verify and have a sound successor: nothing depends on them.
+    pub healed: Vec<(String, String)>,
     /// Claims with neither result nor seal: attempts that run, or whose owner died.
     pub unfinished: Vec<(Key, u32)>,
 }
@@ -54,78 +77,28 @@ impl Report {
     }
 }
 
-/// Counts and bytes of one kind of object.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Count {
-    pub objects: u64,
-    pub bytes: u64,
-}
-
-/// What a store holds, by kind: the folders of its layout.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stat {
-    pub kinds: Vec<(&'static str, Count)>,
-}
-
-impl Stat {
-    /// One kind's count.
-    pub fn kind(&self, name: &str) -> Count {
-        self.kinds
-            .iter()
-            .find(|(kind, _)| *kind == name)
-            .map(|(_, c)| *c)
-            .unwrap_or_default()
-    }
-
-    /// All kinds together.
-    pub fn total(&self) -> Count {
-        self.kinds
-            .iter()
-            .fold(Count::default(), |sum, (_, c)| Count {
-                objects: sum.objects + c.objects,
-                bytes: sum.bytes + c.bytes,
-            })
-    }
-}
-
 #[derive(Default)]
 struct Findings {
     report: Report,
-    problems: BTreeMap<String, (ProblemKind, String)>,
+    problems: BTreeMap<String, (ProblemKind, String, Vec<String>)>,
 }
 
 impl Findings {
     fn add(&mut self, path: &str, kind: ProblemKind, why: impl Into<String>) {
-        self.problems.insert(path.to_owned(), (kind, why.into()));
+        let new = || (kind, why.into(), Vec::new());
+        self.problems.entry(path.to_owned()).or_insert_with(new);
+    }
+
+    /// A blob that record `holder` cannot do without is not right.
+    fn broken(&mut self, path: &str, kind: ProblemKind, why: String, holder: &str) {
+        self.add(path, kind, why);
+        if let Some((_, _, breaks)) = self.problems.get_mut(path) {
+            breaks.push(holder.to_owned());
+        }
     }
 }
 
 impl Store {
-    /// Objects and bytes of each kind. `local` is what is no object: the hash cache, locks, and
-    /// what killed writers left behind (removed after a day).
-    pub fn stat(&self) -> Result<Stat> {
-        let mut stat = Stat::default();
-        for kind in [
-            "blobs",
-            "claims",
-            "beats",
-            "results",
-            "checkpoints",
-            "runs",
-            "pins",
-            "local",
-        ] {
-            let mut count = Count::default();
-            self.backend.list(kind, &mut |_, size| {
-                count.objects += 1;
-                count.bytes += size;
-                Ok(())
-            })?;
-            stat.kinds.push((kind, count));
-        }
-        Ok(stat)
-    }
-
     /// Looks at every object. Local blobs are hashed unless their stat is that of their last hash;
     /// remote ones are looked at for presence; `paranoid` hashes all. Records must verify, and what
     /// the current results, the checkpoints and the pins refer to must be there. A result or
@@ -137,17 +110,28 @@ impl Store {
         self.verify_checkpoints(&mut found)?;
         self.verify_claims(&mut found)?;
         self.verify_pins(&mut found)?;
+        self.verify_runs(&mut found)?;
+        self.verify_local(&mut found)?;
+        if found.report.objects > 0 && self.backend.get("format")?.is_none() {
+            found.add("format", ProblemKind::MissingFormat, "it is not there");
+        }
         let mut report = found.report;
         report.problems = found
             .problems
             .into_iter()
-            .map(|(path, (kind, why))| Problem { path, kind, why })
+            .map(|(path, (kind, why, breaks))| Problem {
+                path,
+                kind,
+                why,
+                breaks,
+            })
             .collect();
         Ok(report)
     }
 
     fn verify_blobs(&self, paranoid: bool, found: &mut Findings) -> Result<()> {
-        self.backend.list("blobs", &mut |path, size| {
+        self.backend.list("blobs", &mut |object| {
+            let path = object.path;
             found.report.objects += 1;
             let name = path.rsplit('/').next().unwrap_or_default();
             let digest = match name.parse::<Digest>() {
@@ -157,7 +141,7 @@ impl Store {
                     return Ok(());
                 }
             };
-            found.report.bytes += size;
+            found.report.bytes += object.size;
             if self.local.is_none() && !paranoid {
                 return Ok(());
             }
@@ -198,20 +182,22 @@ impl Store {
                     found.add(&path, ProblemKind::Foreign, "its name is no attempt");
                     continue;
                 };
-                if current {
-                    continue;
-                }
                 let Some(bytes) = self.backend.get(&path)? else {
                     continue;
                 };
+                if self.backend.size(&claim_path(&key, n))?.is_none() {
+                    let why = "there is a result, and it is not there";
+                    found.add(&claim_path(&key, n), ProblemKind::MissingClaim, why);
+                }
                 match read_ending(&key, n, &bytes) {
-                    Ok((Ending::Result(record), _)) => {
+                    Ok((Ending::Result(record), _)) if !current => {
                         current = true;
                         for artifact in record.outputs.values() {
-                            self.verify_artifact(artifact, found)?;
+                            self.verify_artifact(artifact, &path, found)?;
                         }
                     }
-                    Ok((Ending::Seal { .. }, _)) => {}
+                    Ok(_) => {}
+                    Err(why) if current => found.report.healed.push((path, why)),
                     Err(why) => found.add(&path, ProblemKind::CorruptResult, why),
                 }
             }
@@ -220,7 +206,8 @@ impl Store {
     }
 
     fn verify_checkpoints(&self, found: &mut Findings) -> Result<()> {
-        self.backend.list("checkpoints", &mut |path, _| {
+        self.backend.list("checkpoints", &mut |object| {
+            let path = object.path;
             found.report.objects += 1;
             let parts: Vec<&str> = path.split('/').collect();
             let place = match parts[..] {
@@ -239,7 +226,7 @@ impl Store {
                 return Ok(());
             };
             match read_checkpoint(&key, n, step, &bytes) {
-                Ok(checkpoint) => self.verify_artifact(&checkpoint.manifest, found),
+                Ok(checkpoint) => self.verify_artifact(&checkpoint.manifest, path, found),
                 Err(why) => {
                     found.add(path, ProblemKind::CorruptCheckpoint, why);
                     Ok(())
@@ -249,7 +236,8 @@ impl Store {
     }
 
     fn verify_claims(&self, found: &mut Findings) -> Result<()> {
-        self.backend.list("claims", &mut |path, _| {
+        self.backend.list("claims", &mut |object| {
+            let path = object.path;
             found.report.objects += 1;
             let parts: Vec<&str> = path.split('/').collect();
             let place = match parts[..] {
@@ -288,23 +276,104 @@ impl Store {
             let Some(bytes) = self.backend.get(&path)? else {
                 continue;
             };
-            match String::from_utf8_lossy(&bytes).trim_end().parse::<Digest>() {
-                Ok(artifact) => self.verify_artifact(&artifact, found)?,
-                Err(_) => found.add(&path, ProblemKind::CorruptPin, "it holds no digest"),
+            match read_pin(&name, &bytes) {
+                Ok(artifact) => self.verify_artifact(&artifact, &path, found)?,
+                Err(why) => found.add(&path, ProblemKind::CorruptPin, why),
             }
         }
         Ok(())
     }
 
+    /// The files of runs that have ended, and the results that they had.
+    fn verify_runs(&self, found: &mut Findings) -> Result<()> {
+        for id in self.list_runs()? {
+            found.report.objects += 1;
+            let sealed = format!("runs/{id}/{SEALED}");
+            match self.sealed_files(&id)? {
+                Some(Err(why)) => found.add(&sealed, ProblemKind::CorruptRun, why),
+                Some(Ok(files)) => {
+                    for file in files.iter().filter(|file| !file.damaged) {
+                        found.report.objects += 1;
+                        let path = format!("runs/{id}/{}", file.name);
+                        match self.backend.get(&path)? {
+                            Some(bytes) if Digest::of(&bytes) == file.digest => {}
+                            Some(_) => {
+                                let why = "it is not what it was when the run ended";
+                                found.add(&path, ProblemKind::CorruptRun, why);
+                            }
+                            None => found.add(&path, ProblemKind::CorruptRun, "it is not there"),
+                        }
+                    }
+                }
+                None if self.has_ended(&id)? => {
+                    let why = "the run has ended, and the list of its files is not there";
+                    found.add(&sealed, ProblemKind::CorruptRun, why);
+                }
+                None => {}
+            }
+            for used in self.used_by(&id)? {
+                let Some(attempt) = used.attempt else {
+                    continue;
+                };
+                let path = result_path(&used.key, attempt);
+                if self.backend.size(&path)?.is_none() {
+                    let why = format!("run {id} had outputs of it");
+                    found.add(&path, ProblemKind::MissingResult, why);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a run's record says that it has ended.
+    fn has_ended(&self, id: &str) -> Result<bool> {
+        let record = self.get_run(id, "record.json")?.unwrap_or_default();
+        let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
+        Ok(record["state"] == "finished")
+    }
+
+    /// What a local store only remembers.
+    fn verify_local(&self, found: &mut Findings) -> Result<()> {
+        if self.local.is_none() {
+            return Ok(());
+        }
+        found.report.objects += 1;
+        if let Some(bytes) = self.backend.get("local/hashes")?
+            && let Err(why) = crate::hashcache::check_log(&bytes)
+        {
+            found.add("local/hashes", ProblemKind::CorruptHashCache, why);
+        }
+        for name in self.backend.children("local/memory")? {
+            found.report.objects += 1;
+            let path = format!("local/memory/{name}");
+            if let Some(bytes) = self.backend.get(&path)?
+                && crate::memo::Memo::decode(&bytes).is_none()
+            {
+                let why = "its bytes do not hash to its digest";
+                found.add(&path, ProblemKind::CorruptHashCache, why);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a record is a result whose blobs are fetched when they are read.
+    fn is_copy(&self, holder: &str) -> Result<bool> {
+        let Some((key, n)) = crate::repair::result_place(holder) else {
+            return Ok(false);
+        };
+        Ok(self.local.is_some() && self.claim_record(&key, n)?.reason == Reason::Copied)
+    }
+
     /// Notes what of an artifact is missing. Bytes were looked at before.
-    fn verify_artifact(&self, artifact: &Digest, found: &mut Findings) -> Result<()> {
+    fn verify_artifact(&self, artifact: &Digest, holder: &str, found: &mut Findings) -> Result<()> {
+        use ProblemKind::{CorruptBlob, CorruptManifest, MissingBlob};
         let path = path_of(artifact);
         let Some(bytes) = self.backend.get(&path)? else {
-            found.add(
-                &path,
-                ProblemKind::MissingBlob,
-                "the manifest of an artifact is not there",
-            );
+            if self.is_copy(holder)? {
+                return Ok(());
+            }
+            let why = "the manifest of an artifact is not there".into();
+            found.broken(&path, MissingBlob, why, holder);
             return Ok(());
         };
         let manifest = if Digest::of(&bytes) == *artifact {
@@ -315,21 +384,26 @@ impl Store {
         let manifest = match manifest {
             Ok(manifest) => manifest,
             Err(why) => {
-                found.add(&path, ProblemKind::CorruptManifest, why);
+                found.broken(&path, CorruptManifest, why, holder);
                 return Ok(());
             }
         };
         for file in &manifest.files {
             let path = path_of(&file.blob);
             match self.backend.size(&path)? {
+                // its bytes were found wrong before
+                Some(_) if found.problems.contains_key(&path) => {
+                    found.broken(&path, CorruptBlob, String::new(), holder);
+                }
                 Some(size) if size == file.size => {}
                 Some(size) => {
                     let why = format!("it has {size} bytes and a manifest says {}", file.size);
-                    found.add(&path, ProblemKind::CorruptBlob, why);
+                    found.broken(&path, CorruptBlob, why, holder);
                 }
+                None if self.is_copy(holder)? => {}
                 None => {
                     let why = format!("it is '{}' of artifact {artifact}", file.path);
-                    found.add(&path, ProblemKind::MissingBlob, why);
+                    found.broken(&path, MissingBlob, why, holder);
                 }
             }
         }

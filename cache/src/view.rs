@@ -9,6 +9,8 @@
 //! of [`crate::hashcache`]. On a remote store it counts while a listing has its attempt as the
 //! highest: records are created once and never change. What is remembered of an artifact is which
 //! blobs it has; each of them is looked at every time.
+//!
+//! What a view was asked for is not collected while it lives (see [`crate::keep`]).
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -17,6 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use crate::blobs::{Found, path_of};
 use crate::error::Result;
 use crate::hashcache::FileId;
+use crate::keep::{InUse, Keep};
 use crate::local::replace_file;
 use crate::memo::{Blobs, Brief, Memo, Met};
 use crate::protocol::{number, result_path};
@@ -34,6 +37,8 @@ const FEW: usize = 8;
 pub struct View {
     store: Store,
     file: Option<PathBuf>,
+    /// The same of the store behind.
+    behind: Option<Box<View>>,
     /// How many results it will be asked for, about.
     expected: usize,
     state: Mutex<State>,
@@ -48,6 +53,8 @@ struct State {
     /// Published in this run: looked at when the view is saved.
     learnt: HashMap<Key, Arc<Brief>>,
     changed: bool,
+    /// What this run was told, for collections to see.
+    in_use: Option<InUse>,
     /// The highest attempt of every result of a remote store, once listed.
     results: Option<HashMap<Key, u32>>,
     listed_results: bool,
@@ -62,8 +69,10 @@ impl Store {
             Some(file) => Some(file),
             None => self.beside.as_ref().map(|b| b.join("memory").join(name)),
         };
+        let behind = self.behind.as_ref();
         View {
             store: self.clone(),
+            behind: behind.map(|behind| Box::new(behind.store.view(name, expected))),
             file,
             expected,
             state: Mutex::default(),
@@ -75,12 +84,11 @@ impl View {
     /// The current results of `keys`, in their order; see [`Store::current`]. Ask for as many at
     /// once as are known.
     pub fn current(&self, keys: &[Key]) -> Result<Vec<Option<Arc<Brief>>>> {
+        let _held = self.hold(keys);
         let remembered: Vec<Option<Met>> = {
-            let mut state = self.loaded();
-            state.asked.extend(keys);
-            keys.iter()
-                .map(|key| state.memo.results.get(key).cloned())
-                .collect()
+            let state = self.state();
+            let known = |key| state.memo.results.get(key).cloned();
+            keys.iter().map(known).collect()
         };
         let listed = self.list_results(keys.len())?;
         let asked: Vec<(&Key, Option<Met>)> = keys.iter().zip(remembered).collect();
@@ -115,6 +123,9 @@ impl View {
         if let Some(folder) = store.backend.file(&format!("results/{key}")) {
             let began = crate::hashcache::now_ns();
             let Some(folder_id) = stat(&folder) else {
+                if self.behind_lacks(key)? {
+                    return Ok((None, true));
+                }
                 return Ok((store.current(key)?.map(|(n, r)| unkept(n, &r)), false));
             };
             if let Some(met) = trusted
@@ -157,6 +168,18 @@ impl View {
         Ok((found.map(|(n, record)| unkept(n, &record)), true))
     }
 
+    /// Whether the store behind is known to have no result, from its listing.
+    fn behind_lacks(&self, key: &Key) -> Result<bool> {
+        let Some(behind) = &self.behind else {
+            return Ok(true);
+        };
+        if !behind.list_results(behind.expected)? {
+            return Ok(false);
+        }
+        let state = behind.state();
+        Ok(state.results.as_ref().is_some_and(|r| !r.contains_key(key)))
+    }
+
     /// Lists a remote store's results once, where that takes fewer requests than asking for each.
     fn list_results(&self, asked: usize) -> Result<bool> {
         if self.store.local.is_some() || self.expected.max(asked) < FEW {
@@ -185,9 +208,9 @@ impl View {
 
     /// Whether each artifact can be served, in their order; see [`Store::artifact_intact`].
     pub fn intact(&self, artifacts: &[Digest]) -> Result<Vec<Intact>> {
+        let _held = self.hold(artifacts);
         let remembered: Vec<Option<Blobs>> = {
-            let mut state = self.loaded();
-            state.asked.extend(artifacts);
+            let state = self.state();
             let known = |artifact| state.memo.artifacts.get(artifact).cloned();
             artifacts.iter().map(known).collect()
         };
@@ -231,7 +254,7 @@ impl View {
                 .get(&path_of(blob))
                 .map_or(Found::Missing, |size| Found::Good(*size)),
         };
-        Ok(Intact::from_look(blob, size, found))
+        self.store.or_behind(Intact::from_look(blob, size, found))
     }
 
     /// A remote store's blobs, where listing them takes fewer requests than asking for each.
@@ -247,6 +270,38 @@ impl View {
         let limit = (looks / 2).saturating_mul(PAGE);
         let found = self.store.backend.list_at_most("blobs", limit)?;
         Ok(found.map(|found| found.into_iter().collect()))
+    }
+
+    /// Keeps keys with their results, and artifacts, from collection until the view is dropped. What
+    /// is asked of the view is kept by itself; sources are not.
+    pub fn keep(&self, digests: &[Digest]) {
+        drop(self.hold(digests));
+    }
+
+    /// Notes what this run relies on. While the answer lives nothing is collected at all. Where
+    /// nothing can be written nothing can be collected.
+    fn hold(&self, digests: &[Digest]) -> Option<Keep> {
+        let mut state = self.loaded();
+        let exists = self.store.local.as_ref().is_some_and(|l| l.exists());
+        let held = exists.then(|| self.store.keep_blobs().ok()).flatten();
+        let new = |digest: &&Digest| !state.asked.contains(digest);
+        let new: Vec<Digest> = digests.iter().filter(new).copied().collect();
+        if held.is_some() && !new.is_empty() {
+            let all: Vec<Digest> = match state.in_use {
+                Some(_) => new.clone(),
+                // the store was made meanwhile
+                None => state.asked.iter().chain(&new).copied().collect(),
+            };
+            let State { in_use, .. } = &mut *state;
+            if in_use.is_none() {
+                *in_use = InUse::begin(&self.store);
+            }
+            if let Some(in_use) = in_use {
+                let _ = in_use.add(&all);
+            }
+        }
+        state.asked.extend(new);
+        held
     }
 
     /// Says that this run has published a result, so that the next need not read it.

@@ -73,30 +73,32 @@ pub fn files() -> Place {
     }
 }
 
-/// The server that ci/s3.sh started, if it did.
-pub fn s3() -> Option<Place> {
-    let url = std::env::var("RECIPE_TEST_S3").ok()?;
-    let folder = folder();
-    let unique = folder
-        .path()
-        .file_name()
-        .unwrap()
-        .to_str()
-        .unwrap()
-        .to_owned();
-    let url = format!("{url}/{}", unique.trim_start_matches('.'));
-    Some(Place {
-        name: "s3",
-        backend: Arc::new(Remote::open(&url).unwrap()),
-        folder,
-    })
+/// The servers that ci/stores.sh started, if it did: `RECIPE_TEST_STORES` is a list of URLs.
+pub fn servers() -> Vec<Place> {
+    let urls = std::env::var("RECIPE_TEST_STORES").unwrap_or_default();
+    let open = |url: &str| {
+        let folder = folder();
+        let unique = folder.path().file_name().unwrap().to_str().unwrap();
+        let url = format!("{url}/{}", unique.trim_start_matches('.'));
+        Place {
+            name: "a server",
+            backend: Arc::new(Remote::open(&url).unwrap()),
+            folder,
+        }
+    };
+    urls.split_whitespace().map(open).collect()
 }
 
 pub fn places() -> Vec<Place> {
     [local(), memory(), files()]
         .into_iter()
-        .chain(s3())
+        .chain(servers())
         .collect()
+}
+
+/// Places that may lie behind a local store.
+pub fn remotes() -> Vec<Place> {
+    [memory(), files()].into_iter().chain(servers()).collect()
 }
 
 /// Makes a directory with these files.

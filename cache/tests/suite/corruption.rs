@@ -29,8 +29,8 @@ fn objects(backend: &dyn Backend, kinds: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
     for kind in kinds {
         backend
-            .list(kind, &mut |path, _| {
-                found.push(path.to_owned());
+            .list(kind, &mut |object| {
+                found.push(object.path.to_owned());
                 Ok(())
             })
             .unwrap();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use cache::{Backend, Claimed, Error, Published, Reason, Result, Store};
+use cache::{Backend, Claimed, Each, Error, Published, Reason, Result, Store};
 
 use super::common::*;
 
@@ -74,7 +74,7 @@ impl Backend for Faulty {
     fn size(&self, path: &str) -> Result<Option<u64>> {
         self.step(path, || self.inner.size(path))
     }
-    fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64) -> Result<()>) -> Result<()> {
+    fn list(&self, prefix: &str, each: &mut Each) -> Result<()> {
         self.step(prefix, || self.inner.list(prefix, each))
     }
     fn children(&self, prefix: &str) -> Result<Vec<String>> {
@@ -203,7 +203,7 @@ impl Backend for Echo {
     fn size(&self, path: &str) -> Result<Option<u64>> {
         self.inner.size(path)
     }
-    fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64) -> Result<()>) -> Result<()> {
+    fn list(&self, prefix: &str, each: &mut Each) -> Result<()> {
         self.inner.list(prefix, each)
     }
     fn children(&self, prefix: &str) -> Result<Vec<String>> {

@@ -269,11 +269,52 @@ fn urls_of_files_and_paths_mean_the_same_store() {
     assert_eq!(store.local(), Some(root.as_path()));
 }
 
+/// Runs in a file system of its own that becomes read-only: see `a_read_only_store_can_be_read`.
+#[test]
+#[ignore = "the child of a_read_only_store_can_be_read"]
+fn child_read_only() {
+    let Ok(root) = std::env::var("OWN_DISK") else {
+        return;
+    };
+    let root = Path::new(&root);
+    let scratch = tempfile::tempdir().unwrap();
+    let open = || Store::open_local(&root.join("store")).unwrap();
+    run(&open(), 1, scratch.path()).unwrap();
+    let made_read_only = std::process::Command::new("mount")
+        .args(["-o", "remount,ro"])
+        .arg(root)
+        .status();
+    assert!(made_read_only.unwrap().success());
+    let store = open();
+    let view = store.view("test", 1);
+    let brief = view.current(&[key(1)]).unwrap().remove(0).unwrap();
+    assert!(view.intact(&[brief.outputs["out"]]).unwrap()[0].is_yes());
+    view.save();
+    check(&store, 1, scratch.path());
+    assert!(store.verify(true).unwrap().is_whole());
+    store.flush().unwrap();
+    for refused in [
+        store.put_bytes(b"new").unwrap_err(),
+        run(&store, 2, scratch.path()).unwrap_err(),
+        store.gc(&cache::Gc::default()).unwrap_err(),
+    ] {
+        assert_eq!(refused.class(), Class::Infra, "{refused}");
+        let text = refused.to_string();
+        assert!(text.contains("the store must be writable"), "{text}");
+    }
+    println!("own disk seen");
+}
+
+#[test]
+fn a_read_only_store_can_be_read() {
+    on_a_disk_of_its_own("child_read_only", "8m");
+}
+
 /// Runs in a small file system of its own: see `a_full_disk_is_a_clear_error`.
 #[test]
 #[ignore = "the child of a_full_disk_is_a_clear_error"]
 fn child_full_disk() {
-    let Ok(root) = std::env::var("FULL_DISK") else {
+    let Ok(root) = std::env::var("OWN_DISK") else {
         return;
     };
     let root = Path::new(&root);
@@ -295,28 +336,35 @@ fn child_full_disk() {
     );
     assert!(store.verify(true).unwrap().is_whole());
     assert_eq!(store.stat().unwrap().kind("blobs").objects, 1);
-    println!("full disk seen");
+    println!("own disk seen");
 }
 
 #[test]
 fn a_full_disk_is_a_clear_error() {
+    on_a_disk_of_its_own("child_full_disk", "1m");
+}
+
+/// Runs the test `child` in a mount namespace with a file system of `size` at `OWN_DISK`.
+fn on_a_disk_of_its_own(child: &str, size: &str) {
     let folder = tempfile::tempdir().unwrap();
-    let script = "mount -t tmpfs -o size=1m tmpfs \"$FULL_DISK\" || exit 99; exec \"$0\" \
-                  child_full_disk --include-ignored --nocapture";
+    let script = format!(
+        "mount -t tmpfs -o size={size} tmpfs \"$OWN_DISK\" || exit 99; exec \"$0\" \
+         {child} --include-ignored --nocapture"
+    );
     let out = std::process::Command::new("unshare")
-        .args(["--user", "--map-root-user", "--mount", "sh", "-c", script])
+        .args(["--user", "--map-root-user", "--mount", "sh", "-c", &script])
         .arg(std::env::current_exe().unwrap())
-        .env("FULL_DISK", folder.path())
+        .env("OWN_DISK", folder.path())
         .output();
     match out {
         Ok(out) if out.status.success() => {
-            assert!(String::from_utf8_lossy(&out.stdout).contains("full disk seen"));
+            assert!(String::from_utf8_lossy(&out.stdout).contains("own disk seen"));
         }
         Ok(out) if out.status.code() == Some(101) => {
             panic!("{}", String::from_utf8_lossy(&out.stdout));
         }
         // no namespaces here: nothing can be said
-        other => eprintln!("skipped, as no small file system can be mounted: {other:?}"),
+        other => eprintln!("skipped, as no file system can be mounted: {other:?}"),
     }
 }
 
@@ -357,6 +405,7 @@ proptest! {
         }
         prop_assert!(store.current(&key(0)).unwrap().is_none());
         prop_assert!(store.newest_checkpoint(&key(0)).unwrap().is_none());
-        prop_assert_eq!(store.verify(true).unwrap().problems.len(), 3);
+        // the three, and that nobody marked the store
+        prop_assert_eq!(store.verify(true).unwrap().problems.len(), 4);
     }
 }

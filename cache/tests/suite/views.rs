@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use cache::{Backend, Digest, Intact, Key, Reason, Result, Store};
+use cache::{Backend, Digest, Each, Intact, Key, Reason, Result, Store};
 
 use super::common::*;
 
@@ -156,7 +156,7 @@ impl Backend for Counted {
         self.sizes.fetch_add(1, Ordering::SeqCst);
         self.inner.size(path)
     }
-    fn list(&self, prefix: &str, each: &mut dyn FnMut(&str, u64) -> Result<()>) -> Result<()> {
+    fn list(&self, prefix: &str, each: &mut Each) -> Result<()> {
         self.lists.fetch_add(1, Ordering::SeqCst);
         self.inner.list(prefix, each)
     }

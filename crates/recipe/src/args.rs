@@ -74,6 +74,15 @@ pub struct StoreArgs {
     pub store: Option<String>,
 }
 
+/// What lies behind a local store.
+#[derive(Debug, Args)]
+pub struct RemoteArgs {
+    /// The store behind a local one, where results are looked for as well: s3://, gs:// or az://
+    /// [default: the environment variable RECIPE_REMOTE]; `none` for none
+    #[arg(long, value_name = "URL")]
+    pub remote: Option<String>,
+}
+
 /// Which stages.
 #[derive(Debug, Args)]
 pub struct SelectArgs {
@@ -146,6 +155,11 @@ pub struct RunArgs {
     pub jobs: Option<u32>,
     #[command(flatten)]
     pub store: StoreArgs,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+    /// Do not send what is computed to the remote store
+    #[arg(long)]
+    pub no_push: bool,
     /// What to do with checkpoints of an interrupted stage
     #[arg(long, value_enum, default_value_t = ResumeArg::Auto)]
     pub resume: ResumeArg,
@@ -170,6 +184,8 @@ pub struct PlanArgs {
     pub compute: ComputeArgs,
     #[command(flatten)]
     pub store: StoreArgs,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
     /// Say instead how each training stage fits on so many GPUs (several: 1,8,64)
     #[arg(long, value_name = "N", value_delimiter = ',', requires = "gpu_memory", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub gpus: Vec<u32>,
@@ -221,6 +237,8 @@ pub struct GetArgs {
     pub link: bool,
     #[command(flatten)]
     pub store: StoreArgs,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -318,13 +336,78 @@ pub enum CacheVerb {
     Verify {
         #[command(flatten)]
         store: StoreArgs,
+        #[command(flatten)]
+        remote: RemoteArgs,
         /// Hash every blob again, whatever its file's times say
         #[arg(long)]
         paranoid: bool,
+        /// Fetch what is damaged from the remote store, else drop what depends on it, so that the
+        /// next run computes it
+        #[arg(long)]
+        repair: bool,
         /// Print as JSON
         #[arg(long)]
         json: bool,
     },
+    /// Remove what no recent run, pin, lock file or running stage needs
+    Gc(GcArgs),
+    /// Keep an artifact whatever its age; without arguments, list what is kept
+    Pin {
+        /// The pin's name
+        name: Option<String>,
+        /// The artifact's digest, or the recipe that makes it
+        #[arg(value_name = "DIGEST|RECIPE", requires = "name")]
+        what: Option<String>,
+        /// Which of the recipe's artifacts
+        #[arg(value_name = "STAGE.OUTPUT", requires = "what")]
+        output: Option<String>,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Keep an artifact no longer
+    Unpin {
+        name: String,
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Send results to the remote store: all, or those of a recipe's stages
+    Push(TransferArgs),
+    /// Fetch results and their artifacts from the remote store: all, or those of a recipe's stages
+    Pull(TransferArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct GcArgs {
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Forget runs that ended longer ago, and what only they used: 12h, 30d
+    #[arg(long, value_name = "AGE", default_value = "30d", value_parser = crate::format::parse_age)]
+    pub older_than: std::time::Duration,
+    /// Forget further runs, the oldest first, until the store holds at most this much: 500GB
+    #[arg(long, value_name = "SIZE", value_parser = crate::devices::parse_memory)]
+    pub max_size: Option<u64>,
+    /// Say what would go; remove nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct TransferArgs {
+    /// Only the results of this recipe's stages
+    pub recipe: Option<PathBuf>,
+    /// Only these stages
+    #[arg(value_name = "STAGE", requires = "recipe")]
+    pub stages: Vec<String>,
+    #[command(flatten)]
+    pub store: StoreArgs,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -20,6 +20,22 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// Reads `90s`, `15m`, `12h` or `30d`.
+pub fn parse_age(text: &str) -> Result<std::time::Duration, String> {
+    let wrong = || "write it like 12h or 30d".to_owned();
+    let unit = text.char_indices().last().ok_or_else(wrong)?;
+    let scale = match unit.1 {
+        's' => 1,
+        'm' => 60,
+        'h' => 3600,
+        'd' => 24 * 3600,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = text[..unit.0].parse().map_err(|_| wrong())?;
+    let seconds = number.checked_mul(scale).ok_or_else(wrong)?;
+    Ok(std::time::Duration::from_secs(seconds))
+}
+
 /// Four significant digits, without a long tail of zeros.
 pub fn number(value: f64) -> String {
     if value == value.trunc() && value.abs() < 1e6 {

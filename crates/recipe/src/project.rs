@@ -1,6 +1,6 @@
 //! Where things are: the project root, the store, the recipe with its layers.
 
-use crate::args::{ComputeArgs, DeviceArg, RecipeArgs, SelectArgs, StoreArgs};
+use crate::args::{ComputeArgs, DeviceArg, RecipeArgs, RemoteArgs, SelectArgs, StoreArgs};
 use crate::fail::Fail;
 use crate::names;
 use spec::{Layers, Plan, Recipe, Selection, Setting};
@@ -57,6 +57,26 @@ pub fn open_store(args: &StoreArgs) -> Result<cache::Store, Fail> {
         ));
     }
     Ok(cache::Store::open(&url)?)
+}
+
+/// The same with the store that lies behind it.
+pub fn open_store_with(args: &StoreArgs, remote: &RemoteArgs) -> Result<cache::Store, Fail> {
+    let mut store = open_store(args)?;
+    if let Some(remote) = self::remote(remote, store.url()) {
+        store.set_behind(cache::Store::open(&remote)?, false)?;
+    }
+    Ok(store)
+}
+
+/// What lies behind the store at `url`: `--remote`, else, for a local store, RECIPE_REMOTE. `none`
+/// is no store.
+pub fn remote(args: &RemoteArgs, url: &str) -> Option<String> {
+    let from_environment = || {
+        let local = !url.contains("://") || url.starts_with("file://");
+        std::env::var("RECIPE_REMOTE").ok().filter(|_| local)
+    };
+    let url = args.remote.clone().or_else(from_environment)?;
+    (!url.is_empty() && url != "none").then_some(url)
 }
 
 /// The folder a recipe lies in.

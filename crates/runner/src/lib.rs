@@ -48,5 +48,5 @@ pub use report::{Report, Reporter, Silent, VERSION as REPORT_VERSION};
 pub use resolve::{Resolved, State, Why, resolve};
 pub use run::run;
 pub use session::Found;
-pub use source::at_hand;
+pub use source::{at_hand, locked};
 pub use trainer::{ask, worker};

@@ -41,6 +41,10 @@ pub enum Resume {
 pub struct Options {
     /// Path or URL of the store.
     pub store: String,
+    /// URL of the store behind a local one: results it has are taken over.
+    pub remote: Option<String>,
+    /// Send what is published to the store behind.
+    pub push: bool,
     pub force: Force,
     pub resume: Resume,
     pub device: Device,
@@ -71,6 +75,8 @@ impl Options {
     pub fn new(store: impl Into<String>) -> Options {
         Options {
             store: store.into(),
+            remote: None,
+            push: false,
             force: Force::None,
             resume: Resume::Auto,
             device: Device::Auto,

@@ -134,6 +134,9 @@ impl<'a> Recorder<'a> {
             .and_then(|()| self.metrics.as_mut().map_or(Ok(()), |m| m.flush()));
         self.note(flushed, "events.jsonl");
         self.send();
+        if let Err(e) = self.store.seal_run(&self.id, &self.dir) {
+            self.failure.get_or_insert(e.into());
+        }
         self.failure.map_or(Ok(()), Err)
     }
 

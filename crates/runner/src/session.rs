@@ -67,7 +67,8 @@ impl<'p> Session<'p> {
                 help: Some(format!("its stages are {}", known.join(", "))),
             });
         }
-        let mut store = Store::open(&options.store)?;
+        let (at, remote) = (&options.store, options.remote.as_deref());
+        let mut store = Store::open_with(at, remote, options.push)?;
         if let Some(ttl) = options.claim_ttl {
             store.set_ttl(ttl);
         }

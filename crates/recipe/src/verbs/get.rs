@@ -46,7 +46,9 @@ pub fn run(args: GetArgs) -> Result<u8, Fail> {
         ));
     }
     let url = project::store(&args.store, project::folder(&args.recipe.recipe));
-    let stages = runner::resolve(&plan, &runner::Options::new(url.clone()))?;
+    let mut options = runner::Options::new(url.clone());
+    options.remote = project::remote(&args.remote, &url);
+    let stages = runner::resolve(&plan, &options)?;
     let found = stages
         .iter()
         .find(|s| s.stage == stage)
@@ -69,7 +71,7 @@ pub fn run(args: GetArgs) -> Result<u8, Fail> {
             "run it again with --force",
         ));
     };
-    let store = cache::Store::open(&url)?;
+    let store = cache::Store::open_with(&url, options.remote.as_deref(), false)?;
     let link = if args.link {
         cache::Link::Hard
     } else {
@@ -99,6 +101,10 @@ pub fn run(args: GetArgs) -> Result<u8, Fail> {
         "lineage": lineage(&stages),
     });
     let path = args.to.join(PROVENANCE);
+    if manifest.file(PROVENANCE).is_some() {
+        // the artifact's own, which with --link is the store's
+        std::fs::remove_file(&path).map_err(|e| Fail::io("replace", &path, &e))?;
+    }
     std::fs::write(&path, format!("{origin:#}\n")).map_err(|e| Fail::io("write", &path, &e))?;
     card(&args.to, &plan, &origin)?;
     output::line(format!(

@@ -23,7 +23,10 @@ pub fn run(args: PlanArgs) -> Result<u8, Fail> {
         return Ok(fits(&args.gpus, &args.gpu_memory, args.json, &priced));
     }
     let url = project::store(&args.store, project::folder(&args.recipe.recipe));
-    let options = project::options(url, args.compute, &plan)?;
+    let mut options = project::options(url, args.compute, &plan)?;
+    if !options.offline {
+        options.remote = project::remote(&args.remote, &options.store);
+    }
     let stages = runner::resolve(&plan, &options)?;
     if args.json {
         output::json(&as_json(&plan, &stages, &priced));

@@ -18,6 +18,10 @@ pub fn run(args: RunArgs) -> Result<u8, Fail> {
     let url = project::store(&args.store, project::folder(&file));
     project::prepare_store(&args.store, &url)?;
     let mut options = project::options(url, args.compute, &plan)?;
+    if !options.offline {
+        options.remote = project::remote(&args.remote, &options.store);
+        options.push = !args.no_push;
+    }
     options.keep_going = args.keep_going;
     options.jobs = args.jobs.map(|n| n as usize);
     options.resume = match args.resume {

@@ -172,6 +172,10 @@ impl Lock {
         self.pins.get(origin)
     }
 
+    pub fn pins(&self) -> impl Iterator<Item = &Pin> {
+        self.pins.values()
+    }
+
     pub fn set(&mut self, origin: Origin, pin: Pin) {
         if self.pins.get(&origin) != Some(&pin) {
             self.pins.insert(origin, pin);

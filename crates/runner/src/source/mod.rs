@@ -23,6 +23,11 @@ pub use files::single_file;
 use hub::Repository;
 pub use lock::{Lock, Origin, Pin, write_atomic};
 
+/// The artifacts that the lock of a folder's recipes names.
+pub fn locked(folder: &Path) -> Result<Vec<Digest>, Error> {
+    Ok(Lock::read(folder)?.pins().map(|pin| pin.digest).collect())
+}
+
 /// Where a source's files are on this machine already; asks no network. Of a repository on the hub
 /// some files may be missing.
 pub fn at_hand(recipe: &Recipe, name: &str) -> Option<PathBuf> {
