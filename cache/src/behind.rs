@@ -14,6 +14,7 @@
 
 use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 
 use crate::blobs::{Found, path_of};
 use crate::error::{Error, Result};
@@ -34,6 +35,8 @@ pub(crate) struct Behind {
     push: bool,
     /// One push at a time: they share one line.
     pushing: Mutex<()>,
+    /// Pushes that began while a run went on.
+    begun: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// What sending a result came to.
@@ -61,6 +64,7 @@ impl Store {
             store: remote,
             push,
             pushing: Mutex::default(),
+            begun: Mutex::default(),
         }));
         Ok(())
     }
@@ -172,18 +176,34 @@ impl Store {
             bytes += sent.into_iter().sum::<u64>() + self.push_blob(artifact)?;
         }
         let owner = format!("a copy of attempt {attempt} elsewhere");
-        let claimed = match behind.claim(key, Reason::Copied, &owner)? {
-            Claimed::Done { attempt, .. } => behind.repair(key, attempt, &owner)?,
-            other => other,
-        };
-        Ok(Some(match claimed {
-            Claimed::Done { .. } => Pushed::There,
-            Claimed::Busy { .. } => Pushed::Busy,
-            Claimed::Claimed(claim) => match behind.publish(&claim, &record)? {
-                Published::Published => Pushed::Sent { bytes },
-                _ => Pushed::There,
-            },
-        }))
+        let mut claimed = behind.claim(key, Reason::Copied, &owner)?;
+        loop {
+            claimed = match claimed {
+                // what is there cannot be served, as was seen above
+                Claimed::Done { attempt, .. } => match behind.repair(key, attempt, &owner)? {
+                    Claimed::Done { .. } => return Ok(Some(Pushed::There)),
+                    other => other,
+                },
+                // another's copy takes a moment, or its sender was killed
+                Claimed::Busy {
+                    attempt,
+                    owner: other,
+                } if other.reason == Reason::Copied => {
+                    let mut watch = behind.watch(key, attempt, &other);
+                    match watch.wait()? {
+                        None => behind.claim(key, Reason::Copied, &owner)?,
+                        Some(why) => behind.takeover(key, attempt, &why, &owner)?,
+                    }
+                }
+                Claimed::Busy { .. } => return Ok(Some(Pushed::Busy)),
+                Claimed::Claimed(claim) => {
+                    return Ok(Some(match behind.publish(&claim, &record)? {
+                        Published::Published => Pushed::Sent { bytes },
+                        _ => Pushed::There,
+                    }));
+                }
+            };
+        }
     }
 
     fn push_blob(&self, digest: &Digest) -> Result<u64> {
@@ -214,11 +234,12 @@ impl Store {
 
     /// Sends a result while the run goes on. What fails is tried again by [`Store::flush`].
     pub(crate) fn push_soon(&self, key: &Key) {
-        if self.pushes().is_some() {
+        if let Some(behind) = self.pushes() {
             let (store, key) = (self.clone(), *key);
-            std::thread::spawn(move || {
-                let _ = store.push_noted(&key);
-            });
+            let push = std::thread::spawn(move || drop(store.push_noted(&key)));
+            let mut begun = behind.begun.lock().unwrap_or_else(PoisonError::into_inner);
+            begun.retain(|push| !push.is_finished());
+            begun.push(push);
         }
     }
 
@@ -240,8 +261,12 @@ impl Store {
 
     /// Sends what was published and is not there yet, by this run or by earlier ones.
     pub(crate) fn push_pending(&self) -> Result<()> {
-        if self.pushes().is_none() {
+        let Some(behind) = self.pushes() else {
             return Ok(());
+        };
+        let mut begun = behind.begun.lock().unwrap_or_else(PoisonError::into_inner);
+        for push in begun.drain(..) {
+            let _ = push.join();
         }
         for name in self.backend.children("local/unsent")? {
             if let Ok(key) = name.parse() {

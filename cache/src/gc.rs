@@ -86,6 +86,9 @@ struct Held {
     artifacts: Vec<Digest>,
 }
 
+/// Called with key, attempt, when it was written, and the record's bytes.
+type EachRecord<'a> = dyn FnMut(Key, u32, SystemTime, Option<&[u8]>) -> Result<()> + 'a;
+
 impl Store {
     /// Removes what nothing needs; see [`Gc`]. Fails with class infra when runners do not let it.
     pub fn gc(&self, options: &Gc) -> Result<Collected> {
@@ -172,10 +175,7 @@ impl Store {
 
     /// Calls `each(key, attempt, modified, bytes)` for results and checkpoints, and without bytes
     /// for claims that have no end.
-    fn each_record(
-        &self,
-        each: &mut dyn FnMut(Key, u32, SystemTime, Option<&[u8]>) -> Result<()>,
-    ) -> Result<()> {
+    fn each_record(&self, each: &mut EachRecord) -> Result<()> {
         for kind in ["results", "checkpoints", "claims"] {
             self.backend.list(kind, &mut |object| {
                 let mut parts = object.path.split('/').skip(1);

@@ -379,7 +379,7 @@ fn header() -> [u8; RECORD] {
 
 /// Says what of a log's bytes is damaged.
 pub(crate) fn check_log(bytes: &[u8]) -> Result<(), String> {
-    if !bytes.starts_with(MAGIC) || bytes.len() % RECORD != 0 {
+    if !bytes.starts_with(MAGIC) || !bytes.len().is_multiple_of(RECORD) {
         return Err("its header or its length is not that of a log".into());
     }
     let bad = bytes.chunks_exact(RECORD).skip(1);

@@ -13,6 +13,9 @@ use crate::record::ClaimRecord;
 use crate::store::Store;
 use crate::{Key, machine, nonce};
 
+/// The shortest time between two looks at an owner.
+const FASTEST: Duration = Duration::from_millis(1);
+
 /// A file lock (flock) that ends with the process, however that ends.
 pub(crate) struct Lock {
     _file: File,
@@ -60,6 +63,17 @@ pub struct Watch {
 }
 
 impl Watch {
+    /// Looks until the attempt has ended (`None`) or its owner is dead (why).
+    pub(crate) fn wait(&mut self) -> Result<Option<String>> {
+        loop {
+            match self.poll()? {
+                Liveness::Alive => std::thread::sleep((self.store.ttl / 60).max(FASTEST)),
+                Liveness::Ended => return Ok(None),
+                Liveness::Dead { why } => return Ok(Some(why)),
+            }
+        }
+    }
+
     /// Looks once. Call it every fraction of a second (local) or every few (remote).
     pub fn poll(&mut self) -> Result<Liveness> {
         let ended = |store: &Store| store.backend.size(&result_path(&self.key, self.attempt));

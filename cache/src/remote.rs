@@ -77,6 +77,11 @@ impl Remote {
         Key::from(format!("{}/{path}", self.prefix))
     }
 
+    /// The store as object_store has it, and the same for uploads in parts.
+    pub fn raw(&self) -> (Arc<dyn ObjectStore>, Option<Arc<dyn MultipartStore>>) {
+        (self.store.clone(), self.multipart.clone())
+    }
+
     fn runtime(&self) -> &Runtime {
         self.runtime.get_or_init(|| {
             tokio::runtime::Builder::new_multi_thread()

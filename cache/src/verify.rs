@@ -111,8 +111,9 @@ impl Store {
         self.verify_claims(&mut found)?;
         self.verify_pins(&mut found)?;
         self.verify_runs(&mut found)?;
+        let written = found.report.objects > 0;
         self.verify_local(&mut found)?;
-        if found.report.objects > 0 && self.backend.get("format")?.is_none() {
+        if written && self.backend.get("format")?.is_none() {
             found.add("format", ProblemKind::MissingFormat, "it is not there");
         }
         let mut report = found.report;
@@ -337,11 +338,11 @@ impl Store {
         if self.local.is_none() {
             return Ok(());
         }
-        found.report.objects += 1;
-        if let Some(bytes) = self.backend.get("local/hashes")?
-            && let Err(why) = crate::hashcache::check_log(&bytes)
-        {
-            found.add("local/hashes", ProblemKind::CorruptHashCache, why);
+        if let Some(bytes) = self.backend.get("local/hashes")? {
+            found.report.objects += 1;
+            if let Err(why) = crate::hashcache::check_log(&bytes) {
+                found.add("local/hashes", ProblemKind::CorruptHashCache, why);
+            }
         }
         for name in self.backend.children("local/memory")? {
             found.report.objects += 1;

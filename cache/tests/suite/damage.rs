@@ -125,7 +125,7 @@ fn damage(place: &Place, random: &mut Random) -> (String, Vec<String>) {
             1 if !bytes.is_empty() => {
                 let at = random.below(bytes.len());
                 // a log cut between records is a shorter log
-                if path == "local/hashes" && at % 88 == 0 && at > 0 {
+                if path == "local/hashes" && at.is_multiple_of(88) && at > 0 {
                     continue;
                 }
                 overwrite(&file, &bytes[..at]);
@@ -166,7 +166,7 @@ fn overwrite(file: &Path, bytes: &[u8]) {
 /// Damages, finds, repairs, runs again.
 fn one(case: usize, random: &mut Random) -> String {
     let place = local();
-    let remote = (case % 2 == 0).then(memory);
+    let remote = case.is_multiple_of(2).then(memory);
     drop(finished(&place, remote.as_ref()));
     let (what, paths) = damage(&place, random);
     let what = format!("case {case}: {what}");

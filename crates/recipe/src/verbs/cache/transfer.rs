@@ -12,6 +12,9 @@ use spec::{Plan, Selection};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
+/// A key and its artifacts.
+type Outputs = (Key, BTreeMap<String, Digest>);
+
 pub fn push(args: &TransferArgs) -> Result<u8, Fail> {
     let (store, remote) = open(args)?;
     let keys: Vec<Key> = match wanted(args, &store, &remote)? {
@@ -48,7 +51,7 @@ pub fn push(args: &TransferArgs) -> Result<u8, Fail> {
 
 pub fn pull(args: &TransferArgs) -> Result<u8, Fail> {
     let (store, remote) = open(args)?;
-    let found: Vec<(Key, BTreeMap<String, Digest>)> = match wanted(args, &store, &remote)? {
+    let found: Vec<Outputs> = match wanted(args, &store, &remote)? {
         Some(found) => found,
         None => {
             let behind = store.behind().map(Store::keys).transpose()?;
@@ -103,11 +106,7 @@ fn open(args: &TransferArgs) -> Result<(Store, String), Fail> {
 }
 
 /// Keys and outputs of a recipe's stages that have a result, here or behind.
-fn wanted(
-    args: &TransferArgs,
-    store: &Store,
-    remote: &str,
-) -> Result<Option<Vec<(Key, BTreeMap<String, Digest>)>>, Fail> {
+fn wanted(args: &TransferArgs, store: &Store, remote: &str) -> Result<Option<Vec<Outputs>>, Fail> {
     let Some(recipe) = &args.recipe else {
         return Ok(None);
     };

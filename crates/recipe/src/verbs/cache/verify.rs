@@ -63,12 +63,14 @@ fn value(store: &Store, report: &Report, repaired: Option<&Repaired>) -> serde_j
 
 fn tell(store: &Store, report: &Report, repaired: Option<&Repaired>) {
     for (problem, healed) in repaired.iter().flat_map(|r| &r.healed) {
-        output::line(format!(
-            "{}: {}: {}",
-            problem.path,
-            problem.why,
-            word(*healed)
-        ));
+        let with = match problem.breaks.as_slice() {
+            broken @ [_, ..] if *healed == Healed::Dropped => {
+                format!(", with {}", broken.join(", "))
+            }
+            _ => String::new(),
+        };
+        let Problem { path, why, .. } = problem;
+        output::line(format!("{path}: {why}: {}{with}", word(*healed)));
     }
     for problem in &report.problems {
         output::line(format!("{}: {}", problem.path, problem.why));
