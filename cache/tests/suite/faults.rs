@@ -292,7 +292,14 @@ fn try_act(place: &Place, act: Act, fault: Fault, dies: bool, at: usize) -> bool
     std::thread::scope(|scope| {
         let faulty = scope.spawn(act_out);
         if act == Act::Race {
-            run(&sound(), 1, scratch).unwrap_or_else(|e| panic!("{what}: {e}"));
+            // neither beats: who is taken over starts again
+            let ended = || match run(&sound(), 1, scratch) {
+                Err(Error::Sealed { .. }) => None,
+                ended => Some(ended),
+            };
+            let ended = std::iter::repeat_with(ended).flatten().next();
+            let ended = ended.expect("it goes on until it ends");
+            ended.unwrap_or_else(|e| panic!("{what}: {e}"));
         }
         let _ = faulty.join().unwrap_or_else(|_| panic!("{what}"));
     });
