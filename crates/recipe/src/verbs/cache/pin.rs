@@ -79,7 +79,7 @@ fn made_by(store: &Store, recipe: &str, wanted: &str) -> Result<Digest, Fail> {
     let stages = runner::resolve(&plan, &runner::Options::new(store.url()))?;
     let found = stages.iter().find(|s| s.stage == stage);
     let found = found.and_then(|s| match &s.state {
-        State::Reuse(found) => found.record.outputs.get(output).copied(),
+        State::Reuse(found) => found.brief.outputs.get(output).copied(),
         _ => None,
     });
     found.ok_or_else(|| {

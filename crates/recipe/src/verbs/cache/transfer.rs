@@ -125,7 +125,7 @@ fn wanted(args: &TransferArgs, store: &Store, remote: &str) -> Result<Option<Vec
     options.remote = Some(remote.to_owned());
     let stages = runner::resolve(&plan, &options)?;
     let found = stages.into_iter().filter_map(|stage| match stage.state {
-        State::Reuse(found) => Some((found.accepted.or(stage.key)?, found.record.outputs)),
+        State::Reuse(found) => Some((found.accepted.or(stage.key)?, found.brief.outputs.clone())),
         _ => None,
     });
     Ok(Some(found.collect()))
