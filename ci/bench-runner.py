@@ -23,28 +23,18 @@ import json
 import os
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 
+import tools as local
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-HOME = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "recipe" / "bench-runner"
-PEERS = {"ninja": "ninja==1.13.*", "doit": "doit==0.37.*", "snakemake": "snakemake==9.*", "dvc": "dvc==3.*", "moto_server": "moto[server]==5.1.*"}
+HOME = local.HOME
+PEERS = {"ninja": "ninja==1.13.*", "doit": "doit==0.37.*", "snakemake": "snakemake==9.*", "dvc": "dvc==3.*"}
 CORES = len(os.sched_getaffinity(0))
 TEXT = "hello\n" * 10
-
-
-def install(tools):
-    """Path of each tool that PyPI has, installed where it was not yet."""
-    if not (HOME / "bin" / "pip").exists():
-        subprocess.run([sys.executable, "-m", "venv", HOME], check=True)
-    for tool in tools:
-        if not (HOME / "bin" / tool).exists():
-            print(f"installing {PEERS[tool]} in {HOME}", file=sys.stderr)
-            subprocess.run([HOME / "bin" / "pip", "install", "--quiet", PEERS[tool]], check=True)
 
 
 class Graph:
@@ -157,76 +147,24 @@ def emit(**fields):
     print(json.dumps({"bench": "runner", **fields}), flush=True)
 
 
-class Relay(threading.Thread):
-    """Passes TCP connections on and counts: requests by their first lines, and bytes."""
-
-    def __init__(self, port):
-        super().__init__(daemon=True)
-        self.to, self.requests, self.sent, self.received, self.lock = port, {}, 0, 0, threading.Lock()
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self.socket.getsockname()[1]
-
-    def run(self):
-        while True:
-            client, _ = self.socket.accept()
-            server = socket.create_connection(("127.0.0.1", self.to))
-            for a, b, up in ((client, server, True), (server, client, False)):
-                threading.Thread(target=self.pump, args=(a, b, up), daemon=True).start()
-
-    def pump(self, a, b, up):
-        while data := a.recv(1 << 16):
-            with self.lock:
-                if up:
-                    self.sent += len(data)
-                    # a request's first line starts a segment: clients here do not pipeline
-                    words = data[:2048].split(b"\r\n", 1)[0].split(b" ")
-                    if len(words) == 3 and words[2].startswith(b"HTTP/"):
-                        method = words[0].decode()
-                        kind = "LIST" if b"list-type" in words[1] else method
-                        self.requests[kind] = self.requests.get(kind, 0) + 1
-                else:
-                    self.received += len(data)
-            b.sendall(data)
-        b.shutdown(socket.SHUT_WR)
-
-    def reset(self):
-        with self.lock:
-            self.requests, self.sent, self.received = {}, 0, 0
-
-
 def s3(graph, recipe):
     """What a run asks of an S3 server."""
-    install(["moto_server"])
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
-    server = subprocess.Popen([HOME / "bin" / "moto_server", "-H", "127.0.0.1", "-p", str(port)],
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = pathlib.Path(tempfile.mkdtemp(prefix="bench-s3-"))
     try:
-        relay = Relay(port)
-        relay.start()
-        for _ in range(100):
-            try:
-                with socket.create_connection(("127.0.0.1", port)) as s:
-                    s.sendall(b"PUT /bench HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
-                    s.recv(100)
-                break
-            except OSError:
-                time.sleep(0.2)
-        os.environ.update(AWS_ENDPOINT_URL=f"http://127.0.0.1:{relay.port}", AWS_REGION="us-east-1",
-                          AWS_ACCESS_KEY_ID="bench", AWS_SECRET_ACCESS_KEY="bench", AWS_ALLOW_HTTP="true",
-                          XDG_CACHE_HOME=str(folder / "cache"))
-        (folder / "in.txt").write_text(TEXT)
-        write_recipe(folder, graph)
-        command = [recipe, "run", "recipe.toml", "--store", "s3://bench/store"]
-        for phase in ("cold", "noop", "noop"):
-            relay.reset()
-            seconds, cpu, memory = timed(command, folder)
-            emit(shape="s3", stages=len(graph.stages), tool="recipe", phase=phase, seconds=round(seconds, 3),
-                 cpu_seconds=round(cpu, 3), max_rss_mib=round(memory, 1), requests=relay.requests,
-                 all_requests=sum(relay.requests.values()), bytes_sent=relay.sent, bytes_received=relay.received)
+        with local.Server() as server:
+            relay = local.Relay(server.port)
+            relay.start()
+            os.environ.update(server.environment(relay.port), XDG_CACHE_HOME=str(folder / "cache"))
+            (folder / "in.txt").write_text(TEXT)
+            write_recipe(folder, graph)
+            command = [recipe, "run", "recipe.toml", "--store", "s3://bucket/store"]
+            for phase in ("cold", "noop", "noop"):
+                relay.reset()
+                seconds, cpu, memory = timed(command, folder)
+                emit(shape="s3", stages=len(graph.stages), tool="recipe", phase=phase, seconds=round(seconds, 3),
+                     cpu_seconds=round(cpu, 3), max_rss_mib=round(memory, 1), requests=relay.requests,
+                     all_requests=sum(relay.requests.values()), bytes_sent=relay.sent, bytes_received=relay.received)
     finally:
-        server.terminate()
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -244,7 +182,9 @@ def main():
     if args.s3:
         return s3(graphs["chains"], recipe)
     tools = args.tools.split(",")
-    install([tool for tool in tools if tool != "recipe"])
+    for tool in tools:
+        if tool != "recipe":
+            local.install(tool, PEERS[tool])
     for shape in args.shapes.split(","):
         took = {tool: measure(tool, shape, graphs[shape], recipe, args.repeats) for tool in tools}
         if "recipe" in took:

@@ -175,7 +175,8 @@ def strace(args, expected, tell, what, calls, row):
         project.call("run", "recipe.toml", before=["strace", "-f", "-qq", "-o", "trace", "-e", f"trace={calls}"])
         lines = (project.folder / "trace").read_text().splitlines()
         # strace counts per process and call: so many at most
-        most = collections.Counter((line.split()[0], line.split()[1].split("(")[0]) for line in lines if "(" in line)
+        calls_made = (re.match(r"(\d+) +([a-z0-9_]+)\(", line) for line in lines)
+        most = collections.Counter(call.groups() for call in calls_made if call)
     reach = collections.Counter()
     for (_, call), n in most.items():
         reach[call] = max(reach[call], n)

@@ -114,3 +114,46 @@ fn an_edited_output_does_not_reach_the_store() {
     project.recipe(&["cache", "verify"]).expect(0);
     assert!(ran(&project.json(&["run", "recipe.toml", "base"])).is_empty());
 }
+
+#[test]
+fn the_cause_of_an_undecided_stage_is_told() {
+    let mut recipe = "[recipe]\nname = \"long\"\nschema = 1\n[params]\nword = \"a\"\n".to_owned();
+    for i in 0..9 {
+        let (input, word) = match i {
+            0 => (String::new(), "${params.word}"),
+            _ => (format!("in.x = \"s{}.out\"\n", i - 1), "b"),
+        };
+        recipe += &format!(
+            "[stage.s{i}]\nkind = \"command\"\n{input}out = [\"out\"]\ntimeout = \"1m\"\n\
+             cmd = [\"sh\", \"-c\", \"echo {word}{i} > $OUT_out\"]\n"
+        );
+    }
+    let project = Project::new(&recipe);
+    project.recipe(&RUN).expect(0);
+    let text = |args: &[&str]| project.recipe(args).expect(0).stdout;
+    let change = ["-S", "word=c"];
+    let why = text(&[&["why", "recipe.toml", "s2"], &change[..]].concat());
+    let cause = "s2 <- s1 <- s0: with.cmd[2] \"echo a0 > $OUT_out\" -> \"echo c0 > $OUT_out\"";
+    assert!(why.contains(cause), "{why}");
+    assert!(
+        why.contains("ignored, as no part of a key: timeout"),
+        "{why}"
+    );
+    assert!(why.contains("last time it took"), "{why}");
+    let far = text(&[&["why", "recipe.toml", "s8"], &change[..]].concat());
+    assert!(
+        far.contains("s8 <- s7 <- s6 <- (3 more) <- s2 <- s1 <- s0: with.cmd[2]"),
+        "{far}"
+    );
+    let plan = text(&[&["plan", "recipe.toml"], &change[..]].concat());
+    assert!(
+        plan.contains("<- s0: with.cmd[2]") && plan.contains("<- s1 <- s0: with.cmd[2]"),
+        "{plan}"
+    );
+    let json = project.json(&[&["why", "recipe.toml", "s2"], &change[..]].concat());
+    assert_eq!(
+        json["causes"][0]["path"],
+        serde_json::json!(["s2", "s1", "s0"])
+    );
+    assert_eq!(json["ignored"], serde_json::json!(["timeout"]));
+}

@@ -1,6 +1,7 @@
 //! The command line of `recipe`: arguments, printing, exit codes. One file per verb in [`verbs`].
 
 mod args;
+mod causes;
 mod devices;
 mod fail;
 mod format;

@@ -105,7 +105,7 @@ pub fn resolve(plan: &Plan, options: &Options) -> Result<Vec<Resolved>, Error> {
             stage: planned.stage.name.clone(),
             state,
             key: decision.keyed.as_ref().map(|k| k.key),
-            preimage: decision.keyed.map(|k| k.preimage),
+            preimage: decision.keyed.map(|k| k.preimage()),
             past,
             checkpoint,
         });
@@ -191,12 +191,12 @@ fn look_at_artifacts(
         if first == order.len() {
             return Ok(());
         }
+        // What is made again may come out different, so every key made from it is open, whatever was decided.
         for i in first + 1..order.len() {
-            if matches!(decisions[i].state, State::Reuse(_)) {
+            let open = order[i].upstream.iter().any(|up| outputs[*up].is_none());
+            if open && !matches!(decisions[i].state, State::Undecided(_) | State::Out) {
                 decisions[i] = decide_one(session, i, outputs)?;
-                if !matches!(decisions[i].state, State::Reuse(_)) {
-                    outputs[i] = None;
-                }
+                outputs[i] = None;
             }
         }
     }
@@ -218,18 +218,25 @@ fn decide(
     stages: &[usize],
     outputs: &[Option<Outputs>],
 ) -> Result<Vec<Decision>, Error> {
+    let part = |i: &usize| session.plan.order[*i].part;
+    let wanted: Vec<usize> = stages
+        .iter()
+        .copied()
+        .filter(|i| part(i) != Part::Out)
+        .collect();
+    let mut keys = session.keys(&wanted, outputs).into_iter();
     let mut decisions = Vec::with_capacity(stages.len());
     for i in stages {
-        let planned = &session.plan.order[*i];
-        let (state, keyed) = if planned.part == Part::Out {
-            (State::Out, None)
-        } else {
-            match session.key(*i, outputs)? {
-                Err(unknown) => (State::Undecided(unknown), None),
-                Ok(keyed) if session.forced(*i) => (State::Run(Why::Forced), Some(keyed)),
-                Ok(keyed) if planned.part == Part::Run => (State::Run(Why::New), Some(keyed)),
-                Ok(keyed) => (State::Missing, Some(keyed)),
-            }
+        let keyed = match part(i) {
+            Part::Out => None,
+            _ => keys.next(),
+        };
+        let (state, keyed) = match keyed {
+            None => (State::Out, None),
+            Some(Err(unknown)) => (State::Undecided(unknown), None),
+            Some(Ok(keyed)) if session.forced(*i) => (State::Run(Why::Forced), Some(keyed)),
+            Some(Ok(keyed)) if part(i) == Part::Run => (State::Run(Why::New), Some(keyed)),
+            Some(Ok(keyed)) => (State::Missing, Some(keyed)),
         };
         decisions.push(Decision { state, keyed });
     }
@@ -265,7 +272,7 @@ pub fn explain(session: &Session, keyed: &Keyed, past: Option<&Past>) -> Result<
     };
     Ok(match Preimage::parse(&record.preimage) {
         Ok(earlier) => Why::Changed {
-            fields: keyed.preimage.diff(&earlier),
+            fields: keyed.preimage().diff(&earlier),
         },
         Err(_) => Why::New,
     })

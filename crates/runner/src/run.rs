@@ -2,7 +2,7 @@
 
 mod settle;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -81,6 +81,7 @@ pub fn run(plan: &Plan, options: &Options, reporter: &mut dyn Reporter) -> Resul
         past: None,
         paths: Vec::new(),
         failed: false,
+        repaired: HashSet::new(),
     };
     run.report(started);
     fault::at("recorded");
@@ -115,6 +116,8 @@ struct Run<'a> {
     /// Critical paths in seconds.
     paths: Vec<f64>,
     failed: bool,
+    /// Stages whose artifacts were found broken when they were read, and made again: once each.
+    repaired: HashSet<usize>,
 }
 
 impl Run<'_> {
@@ -255,6 +258,11 @@ impl Run<'_> {
         match end {
             End::Ran(record) => self.result(i, Status::Ran, &Brief::of(attempt, &record)),
             End::Adopted(record) => self.result(i, Status::Adopted, &Brief::of(attempt, &record)),
+            End::Failed(error) if error.class == Class::Integrity => match self.repair_inputs(i) {
+                Ok(true) => {}
+                Ok(false) => self.fail(i, error),
+                Err(e) => self.fail(i, e.into()),
+            },
             End::Failed(error) => self.fail(i, error),
             End::Stopped { checkpoint } => {
                 self.states.set(

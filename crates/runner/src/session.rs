@@ -1,13 +1,13 @@
 //! A plan together with its store, sources and trainer: everything that keys are made from.
 
-use std::cell::OnceCell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use cache::{Brief, Digest, Key, Store, View};
+use spec::parts::in_parts;
 use spec::plan::Part;
-use spec::{Plan, Preimage, Reference, Trainer};
+use spec::{HashedTrainer, Plan, Preimage, Reference, Trainer};
 
 use crate::error::Error;
 use crate::options::{Force, Options};
@@ -21,9 +21,14 @@ pub type Outputs = BTreeMap<String, Digest>;
 #[derive(Debug, Clone)]
 pub struct Keyed {
     pub key: Key,
-    pub preimage: Preimage,
-    /// The text that hashes to the key.
+    /// The preimage's text, which hashes to the key.
     pub text: String,
+}
+
+impl Keyed {
+    pub fn preimage(&self) -> Preimage {
+        Preimage::parse(&self.text).expect("a preimage's own text reads back")
+    }
 }
 
 /// A result of the store.
@@ -43,10 +48,10 @@ pub struct Session<'p> {
     pub sources: Sources,
     /// Present when a stage of the plan runs the worker.
     pub worker: Option<PathBuf>,
-    trainer: Trainer,
+    trainer: HashedTrainer,
     index: HashMap<&'p str, usize>,
     /// Results by preimage without its trainer, read when `--accept-trainer` first asks.
-    accepted: OnceCell<HashMap<String, (Key, Arc<Brief>)>>,
+    accepted: OnceLock<HashMap<String, (Key, Arc<Brief>)>>,
 }
 
 impl<'p> Session<'p> {
@@ -101,9 +106,9 @@ impl<'p> Session<'p> {
             view,
             sources,
             worker,
-            trainer,
+            trainer: trainer.hashed(),
             index,
-            accepted: OnceCell::new(),
+            accepted: OnceLock::new(),
         })
     }
 
@@ -134,12 +139,20 @@ impl<'p> Session<'p> {
         }
     }
 
-    /// The key of stage `i`, or the references whose content is not known yet.
-    pub fn key(
+    /// The keys of stages, each or the references whose content is not known yet.
+    pub fn keys(
         &self,
-        i: usize,
+        stages: &[usize],
         outputs: &[Option<Outputs>],
-    ) -> Result<Result<Keyed, Vec<String>>, Error> {
+    ) -> Vec<Result<Keyed, Vec<String>>> {
+        let keys = |part: &[usize]| -> Vec<_> {
+            let each = part.iter().map(|i| self.key(*i, outputs));
+            each.collect()
+        };
+        in_parts(stages, keys).into_iter().flatten().collect()
+    }
+
+    fn key(&self, i: usize, outputs: &[Option<Outputs>]) -> Result<Keyed, Vec<String>> {
         let stage = &self.plan.order[i].stage;
         let mut unknown = Vec::new();
         let mut inputs = BTreeMap::new();
@@ -154,16 +167,18 @@ impl<'p> Session<'p> {
             inputs.insert(name.clone(), digests);
         }
         if !unknown.is_empty() {
-            return Ok(Err(unknown));
+            return Err(unknown);
         }
         let environment = declared(&stage.environment);
-        let preimage = Preimage::new(stage.kind, &stage.with, inputs, &self.trainer, environment);
-        let text = preimage.text();
-        Ok(Ok(Keyed {
-            key: Digest::of(text.as_bytes()),
-            preimage,
-            text,
-        }))
+        let text = Preimage::text_of(
+            stage.kind,
+            &stage.with,
+            &inputs,
+            &self.trainer,
+            &environment,
+        );
+        let key = Digest::of(text.as_bytes());
+        Ok(Keyed { key, text })
     }
 
     /// The current results of keys; with `--accept-trainer`, else those of any trainer.
@@ -182,7 +197,11 @@ impl<'p> Session<'p> {
 
     /// Another trainer's result, if those are accepted.
     fn accepted(&self, keyed: &Keyed) -> Result<Option<Found>, Error> {
-        if !self.options.accept_trainer || keyed.preimage.trainer.is_none() {
+        if !self.options.accept_trainer {
+            return Ok(None);
+        }
+        let wanted = keyed.preimage();
+        if wanted.trainer.is_none() {
             return Ok(None);
         }
         if self.accepted.get().is_none() {
@@ -198,7 +217,7 @@ impl<'p> Session<'p> {
         let found = self
             .accepted
             .get()
-            .and_then(|all| all.get(&any_trainer(&keyed.preimage)));
+            .and_then(|all| all.get(&any_trainer(&wanted)));
         Ok(found.map(|(key, brief)| Found {
             brief: brief.clone(),
             accepted: Some(*key),

@@ -115,6 +115,13 @@ impl States {
         }
     }
 
+    /// Takes a stage back that had ended or was running: it waits for what it reads again.
+    pub fn reopen(&mut self, i: usize) {
+        self.phases[i] = Phase::Waiting;
+        self.outputs[i] = None;
+        self.outcomes[i].status = Status::NotRun;
+    }
+
     fn neighbours(&self, i: usize, direction: Direction) -> impl Iterator<Item = usize> + '_ {
         self.graph
             .neighbors_directed(NodeIndex::new(i), direction)

@@ -56,6 +56,16 @@ pub struct Trainer {
     pub sources: String,
 }
 
+impl Trainer {
+    /// What of it enters a key.
+    pub fn hashed(&self) -> HashedTrainer {
+        HashedTrainer {
+            libtorch: self.libtorch.clone(),
+            sources: self.sources.clone(),
+        }
+    }
+}
+
 /// The trainer as it enters a key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HashedTrainer {
@@ -89,10 +99,7 @@ impl Preimage {
         trainer: &Trainer,
         environment: BTreeMap<String, String>,
     ) -> Self {
-        let hashed = HashedTrainer {
-            libtorch: trainer.libtorch.clone(),
-            sources: trainer.sources.clone(),
-        };
+        let hashed = trainer.hashed();
         Self {
             domain: DOMAIN.to_owned(),
             schema: SCHEMA,
@@ -104,45 +111,33 @@ impl Preimage {
         }
     }
 
-    /// The text that is hashed, and stored: [`canonical::text`] of the preimage as JSON, written without making that
-    /// value first. Fields are in the order of their names.
+    /// The text that is hashed, and stored: [`canonical::text`] of the preimage as JSON.
     pub fn text(&self) -> String {
-        let mut out = String::with_capacity(512);
-        out.push_str("{\"domain\":");
-        canonical::string(&self.domain, &mut out);
-        if !self.environment.is_empty() {
-            out.push_str(",\"environment\":");
-            table(&self.environment, &mut out, |value, out| {
-                canonical::string(value, out);
-            });
-        }
-        out.push_str(",\"inputs\":");
-        table(&self.inputs, &mut out, |digests, out| {
-            out.push('[');
-            for (i, digest) in digests.iter().enumerate() {
-                if i > 0 {
-                    out.push(',');
-                }
-                canonical::string(digest, out);
-            }
-            out.push(']');
-        });
-        out.push_str(",\"kind\":");
-        canonical::string(&self.kind, &mut out);
-        out.push_str(&format!(",\"schema\":{}", self.schema));
-        if let Some(trainer) = &self.trainer {
-            out.push_str(",\"trainer\":{\"libtorch\":");
-            canonical::string(&trainer.libtorch, &mut out);
-            if !trainer.sources.is_empty() {
-                out.push_str(",\"sources\":");
-                canonical::string(&trainer.sources, &mut out);
-            }
-            out.push('}');
-        }
-        out.push_str(",\"with\":");
-        canonical::write(&self.with, &mut out);
-        out.push('}');
-        out
+        write(
+            (&self.domain, self.schema, &self.kind),
+            &self.with,
+            &self.inputs,
+            self.trainer.as_ref(),
+            &self.environment,
+        )
+    }
+
+    /// [`Preimage::text`] of what [`Preimage::new`] would make.
+    pub fn text_of(
+        kind: &kinds::Kind,
+        with: &Value,
+        inputs: &BTreeMap<String, Vec<String>>,
+        trainer: &HashedTrainer,
+        environment: &BTreeMap<String, String>,
+    ) -> String {
+        let trainer = kind.trainer.then_some(trainer);
+        write(
+            (DOMAIN, SCHEMA, &kind.versioned()),
+            with,
+            inputs,
+            trainer,
+            environment,
+        )
     }
 
     pub fn key(&self) -> Key {
@@ -180,6 +175,52 @@ pub fn difference(before: &Value, now: &Value) -> Vec<Difference> {
         .collect()
 }
 
+/// A preimage's text, written without making the JSON value first. Fields are in the order of their names.
+fn write(
+    (domain, schema, kind): (&str, u32, &str),
+    with: &Value,
+    inputs: &BTreeMap<String, Vec<String>>,
+    trainer: Option<&HashedTrainer>,
+    environment: &BTreeMap<String, String>,
+) -> String {
+    let mut out = String::with_capacity(512);
+    out.push_str("{\"domain\":");
+    canonical::string(domain, &mut out);
+    if !environment.is_empty() {
+        out.push_str(",\"environment\":");
+        table(environment, &mut out, |value, out| {
+            canonical::string(value, out);
+        });
+    }
+    out.push_str(",\"inputs\":");
+    table(inputs, &mut out, |digests, out| {
+        out.push('[');
+        for (i, digest) in digests.iter().enumerate() {
+            if i > 0 {
+                out.push(',');
+            }
+            canonical::string(digest, out);
+        }
+        out.push(']');
+    });
+    out.push_str(",\"kind\":");
+    canonical::string(kind, &mut out);
+    out.push_str(&format!(",\"schema\":{schema}"));
+    if let Some(trainer) = trainer {
+        out.push_str(",\"trainer\":{\"libtorch\":");
+        canonical::string(&trainer.libtorch, &mut out);
+        if !trainer.sources.is_empty() {
+            out.push_str(",\"sources\":");
+            canonical::string(&trainer.sources, &mut out);
+        }
+        out.push('}');
+    }
+    out.push_str(",\"with\":");
+    canonical::write(with, &mut out);
+    out.push('}');
+    out
+}
+
 /// A table whose names are sorted by their bytes, as a `BTreeMap`'s are.
 fn table<V>(entries: &BTreeMap<String, V>, out: &mut String, value: impl Fn(&V, &mut String)) {
     out.push('{');
@@ -212,7 +253,7 @@ impl fmt::Display for Difference {
         };
         write!(
             f,
-            "{}: {} -> {}",
+            "{} {} -> {}",
             self.field,
             show(&self.before),
             show(&self.now)

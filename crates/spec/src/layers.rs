@@ -50,7 +50,7 @@ pub fn read(path: &Path, layers: &Layers) -> Result<RecipeFile, Box<Diagnostic>>
     for setting in &layers.settings {
         apply_setting(&mut files, &mut root, setting)?;
     }
-    params::fill(&files, &mut root)?;
+    params::fill(&files, &mut root, files.any_contains("${"))?;
     Ok(RecipeFile {
         path: path.to_owned(),
         files,
@@ -110,7 +110,10 @@ fn file(
     }
     let number = files.add(path.display().to_string(), text);
     let node = parse::parse(files, number)?;
-    params::mentioned(&node, used);
+    // a recipe of thousands of stages is not walked for what its text does not hold
+    if files.text(number).contains("${") {
+        params::mentioned(&node, used);
+    }
     let top = read::table(files, "the recipe", &node)?;
     read::only(files, "the recipe", top, &TOP)?;
     let mut merged: Option<Node> = None;

@@ -14,8 +14,8 @@ enum Piece<'a> {
     Param(&'a str),
 }
 
-/// Replaces every reference in `root` and removes `params`.
-pub fn fill(files: &Files, root: &mut Node) -> Result<(), Box<Diagnostic>> {
+/// Replaces every reference in `root`, if there are `any`, and removes `params`.
+pub fn fill(files: &Files, root: &mut Node, any: bool) -> Result<(), Box<Diagnostic>> {
     let Value::Table(top) = &mut root.value else {
         return Ok(());
     };
@@ -29,7 +29,7 @@ pub fn fill(files: &Files, root: &mut Node) -> Result<(), Box<Diagnostic>> {
         done: IndexMap::new(),
     };
     for (key, entry) in top.iter_mut() {
-        if key != "recipe" {
+        if any && key != "recipe" {
             params.node(&mut entry.node, &mut Vec::new())?;
         }
     }

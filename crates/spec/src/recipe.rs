@@ -24,6 +24,14 @@ pub struct Recipe {
     pub(crate) root: Node,
 }
 
+impl Recipe {
+    /// Whether a stage's own table has a key, such as `timeout`.
+    pub fn says(&self, stage: &str, key: &str) -> bool {
+        let stage = self.root.get("stage").and_then(|all| all.get(stage));
+        stage.is_some_and(|table| table.get(key).is_some())
+    }
+}
+
 /// Something that enters from outside.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Source {

@@ -136,6 +136,11 @@ impl Files {
         &self.0[file as usize].0
     }
 
+    /// Whether a text of any file holds `part`.
+    pub fn any_contains(&self, part: &str) -> bool {
+        self.0.iter().any(|(_, text)| text.contains(part))
+    }
+
     pub fn text(&self, file: u32) -> &str {
         &self.0[file as usize].1
     }

@@ -152,9 +152,9 @@ fn rank(metric: &str) -> usize {
     const FIRST: [&str; 4] = ["train/reward", "train/loss", "train/", "validation/"];
     const LAST: [&str; 3] = ["data/", "performance/", "timing/"];
     let begins = |with: &&str| metric.starts_with(*with);
-    match LAST.iter().position(|p| begins(&p)) {
+    match LAST.iter().position(begins) {
         Some(i) => FIRST.len() + 1 + i,
-        None => FIRST.iter().position(|p| begins(&p)).unwrap_or(FIRST.len()),
+        None => FIRST.iter().position(begins).unwrap_or(FIRST.len()),
     }
 }
 

@@ -2,6 +2,7 @@
 //! what memory training stages need.
 
 use crate::args::PlanArgs;
+use crate::causes;
 use crate::devices::{self, Devices, Gpus};
 use crate::fail::Fail;
 use crate::format::{duration, table};
@@ -123,11 +124,13 @@ fn word(state: &State) -> &'static str {
     }
 }
 
-fn why(stage: &Resolved) -> String {
+fn why(stage: &Resolved, cause: Option<String>) -> String {
     let mut text = match &stage.state {
         State::Reuse(_) | State::Out => String::new(),
         State::Run(why) => why.to_string(),
-        State::Undecided(waits) => format!("depends on {}", waits.join(", ")),
+        State::Undecided(waits) => {
+            cause.unwrap_or_else(|| format!("depends on {}", waits.join(", ")))
+        }
         State::Missing => "not selected, and not in the store".to_owned(),
     };
     if let Some(step) = stage.checkpoint {
@@ -146,18 +149,19 @@ fn as_text(plan: &Plan, stages: &[Resolved]) -> String {
             .map(str::to_owned)
             .to_vec(),
     ];
-    for (planned, stage) in plan
+    for ((planned, stage), cause) in plan
         .order
         .iter()
         .zip(stages)
-        .filter(|(_, s)| !matches!(s.state, State::Out))
+        .zip(causes::first_of_each(plan, stages))
+        .filter(|((_, s), _)| !matches!(s.state, State::Out))
     {
         rows.push(vec![
             stage.stage.clone(),
             planned.stage.kind.name.to_owned(),
             word(&stage.state).to_owned(),
             cost(stage).map_or_else(|| "-".to_owned(), duration),
-            why(stage),
+            why(stage, cause),
         ]);
     }
     let count = |wanted: &str| stages.iter().filter(|s| word(&s.state) == wanted).count();
@@ -195,13 +199,15 @@ fn as_json(plan: &Plan, stages: &[Resolved], priced: &[(String, Result<Priced, S
         .order
         .iter()
         .zip(stages)
-        .map(|(planned, stage)| {
+        .zip(causes::first_of_each(plan, stages))
+        .map(|((planned, stage), cause)| {
             json!({
                 "stage": stage.stage,
                 "kind": planned.stage.kind.name,
                 "state": word(&stage.state),
                 "why": match &stage.state { State::Run(why) => json!(why), _ => Value::Null },
                 "depends_on": match &stage.state { State::Undecided(waits) => json!(waits), _ => Value::Null },
+                "cause": cause,
                 "key": stage.key.map(|k| k.hex()),
                 "checkpoint": stage.checkpoint,
                 "cost_seconds": cost(stage),

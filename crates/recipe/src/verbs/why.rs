@@ -1,7 +1,9 @@
 //! `recipe why`: the fields of a stage's key that differ from its last result.
 
 use crate::args::WhyArgs;
+use crate::causes::{self, Cause};
 use crate::fail::Fail;
+use crate::format::duration;
 use crate::{output, project};
 use runner::{Resolved, State, Why};
 use serde_json::json;
@@ -17,19 +19,24 @@ pub fn run(args: WhyArgs) -> Result<u8, Fail> {
     let url = project::store(&args.store, project::folder(&args.recipe.recipe));
     let options = runner::Options::new(url);
     let stages = runner::resolve(&plan, &options)?;
-    let stage = stages
+    let at = stages
         .iter()
-        .find(|s| s.stage == args.stage)
+        .position(|s| s.stage == args.stage)
         .ok_or_else(|| Fail::usage(format!("the plan has no stage '{}'", args.stage), ""))?;
+    let ignored = causes::ignored(&plan.recipe, &args.stage);
+    let causes = match stages[at].state {
+        State::Undecided(_) => causes::of(&plan, &stages, at),
+        _ => Vec::new(),
+    };
     if args.json {
-        output::json(&as_json(stage));
+        output::json(&as_json(&stages[at], &causes, &ignored));
     } else {
-        output::line(as_text(&plan, stage, &stages));
+        output::line(as_text(&stages[at], &causes, &ignored));
     }
     Ok(0)
 }
 
-fn as_json(stage: &Resolved) -> serde_json::Value {
+fn as_json(stage: &Resolved, causes: &[Cause], ignored: &[&str]) -> serde_json::Value {
     let (state, why, depends_on) = match &stage.state {
         State::Reuse(_) => ("reuse", json!(null), json!(null)),
         State::Run(why) => ("run", json!(why), json!(null)),
@@ -43,14 +50,17 @@ fn as_json(stage: &Resolved) -> serde_json::Value {
         "state": state,
         "why": why,
         "depends_on": depends_on,
+        "causes": causes.iter().map(Cause::json).collect::<Vec<_>>(),
+        "ignored": ignored,
+        "cost_seconds": stage.past.as_ref().and_then(|p| p.cost_seconds),
         "key": stage.key.map(|k| k.hex()),
         "preimage": stage.preimage,
     })
 }
 
-fn as_text(plan: &Plan, stage: &Resolved, all: &[Resolved]) -> String {
+fn as_text(stage: &Resolved, causes: &[Cause], ignored: &[&str]) -> String {
     let name = &stage.stage;
-    match &stage.state {
+    let mut text = match &stage.state {
         State::Reuse(found) => format!(
             "{name}: nothing differs; its result is reused\nkey {}, attempt {}",
             stage.key.map(|k| k.hex()).unwrap_or_default(),
@@ -65,27 +75,27 @@ fn as_text(plan: &Plan, stage: &Resolved, all: &[Resolved]) -> String {
             text
         }
         State::Run(why) => format!("{name}: runs: {why}"),
-        State::Undecided(_) => {
-            let mut text = format!("{name}: undecided until what it reads is known:");
-            for up in plan
-                .get(name)
-                .map(|p| p.upstream.as_slice())
-                .unwrap_or_default()
-            {
-                let up = &all[*up];
-                let state = match &up.state {
-                    State::Run(why) => format!("runs: {why}"),
-                    State::Undecided(waits) => {
-                        format!("undecided: depends on {}", waits.join(", "))
-                    }
-                    State::Missing => "not in the store".to_owned(),
-                    State::Reuse(_) | State::Out => continue,
-                };
-                text.push_str(&format!("\n  {} {state}", up.stage));
+        State::Undecided(waits) => {
+            let mut text = format!(
+                "{name}: undecided: depends on {}, not known until this has run:",
+                waits.join(", ")
+            );
+            for cause in causes {
+                text.push_str(&format!("\n  {}", cause.text()));
             }
             text
         }
         State::Missing => format!("{name}: not selected, and not in the store"),
         State::Out => format!("{name}: not part of the plan"),
+    };
+    if let Some(seconds) = stage.past.as_ref().and_then(|p| p.cost_seconds) {
+        text.push_str(&format!("\nlast time it took {}", duration(seconds)));
     }
+    if !ignored.is_empty() {
+        let list = ignored.join(", ");
+        text.push_str(&format!(
+            "\nignored, as no part of a key: {list} (nor are names, paths, order and comments)"
+        ));
+    }
+    text
 }

@@ -2,6 +2,7 @@
 
 use super::{Run, Waiting};
 use crate::attempt::Start;
+use crate::cancel::Stop;
 use crate::error::{AttemptError, Class, Error};
 use crate::history;
 use crate::report::Report;
@@ -60,9 +61,7 @@ impl Run<'_> {
 
     /// Takes a stage whose inputs are all there to its end or to the ready ones.
     pub(super) fn settle(&mut self, i: usize) -> Result<(), Error> {
-        let early = self.decisions[i]
-            .take()
-            .filter(|d| !matches!(d.state, State::Undecided(_)));
+        let early = self.decisions[i].take().filter(|d| self.stands(i, d));
         let decision = match early {
             Some(decision) => decision,
             None => self.decide_late(i)?,
@@ -98,6 +97,19 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Whether an early decision holds now that everything above has ended. A stage never runs under a key that was made
+    /// from other inputs than it is handed.
+    fn stands(&self, i: usize, decision: &Decision) -> bool {
+        match (&decision.state, &decision.keyed) {
+            (State::Undecided(_), _) => false,
+            (State::Run(_), Some(early)) => {
+                let mut now = self.session.keys(&[i], &self.states.outputs);
+                matches!(now.pop(), Some(Ok(now)) if now.key == early.key)
+            }
+            _ => true,
+        }
+    }
+
     /// Decides a stage whose upstream ran in this run. Its result must be whole: something may be about to need it.
     fn decide_late(&self, i: usize) -> Result<Decision, Error> {
         let mut decision = decide_one(&self.session, i, &self.states.outputs)?;
@@ -107,6 +119,50 @@ impl Run<'_> {
             decision.state = State::Run(Why::Repair { what });
         }
         Ok(decision)
+    }
+
+    /// After a stage met inputs that are not what their digests say: has those made again that can be, and the stage
+    /// wait for them. False where that would not help.
+    pub(super) fn repair_inputs(&mut self, i: usize) -> Result<bool, Error> {
+        let plan = self.session.plan;
+        let mut broken = Vec::new();
+        for &up in &plan.order[i].upstream {
+            let Some(outputs) = &self.states.outputs[up] else {
+                continue;
+            };
+            for (name, digest) in outputs {
+                let what = match self.session.store.artifact_intact(digest)? {
+                    cache::Intact::Yes => continue,
+                    cache::Intact::Missing { .. } => format!("output '{name}' is lost"),
+                    cache::Intact::Corrupt { why, .. } => {
+                        format!("output '{name}' is corrupt: {why}")
+                    }
+                };
+                broken.push((up, what));
+                break;
+            }
+        }
+        let may = |up: usize| {
+            let again = plan.order[up].part == spec::Part::Run && !self.repaired.contains(&up);
+            again && self.shared.cancel.level() == Stop::No
+        };
+        if broken.is_empty() || !broken.iter().all(|(up, _)| may(*up)) {
+            return Ok(false);
+        }
+        let mut ready = Vec::with_capacity(broken.len());
+        for (up, what) in broken {
+            match self.session.keys(&[up], &self.states.outputs).pop() {
+                Some(Ok(keyed)) => ready.push((up, what, keyed)),
+                _ => return Ok(false),
+            }
+        }
+        self.states.reopen(i);
+        for (up, what, keyed) in ready {
+            self.repaired.insert(up);
+            self.states.reopen(up);
+            self.make_ready(up, Why::Repair { what }, keyed)?;
+        }
+        Ok(true)
     }
 
     fn make_ready(&mut self, i: usize, mut why: Why, keyed: Keyed) -> Result<(), Error> {

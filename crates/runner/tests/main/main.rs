@@ -3,6 +3,8 @@
 
 mod commands;
 mod crashes;
+mod healing;
 mod project;
+mod scheduling;
 mod sources;
 mod workers;

@@ -351,6 +351,6 @@ fn placement_changes_nothing() {
         changed.stage("sft")["why"]
             .as_str()
             .unwrap()
-            .starts_with("with.lr: 0.001 -> 0.002")
+            .starts_with("with.lr 0.001 -> 0.002")
     );
 }

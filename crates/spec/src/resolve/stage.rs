@@ -3,6 +3,7 @@
 use super::{Resolver, Result};
 use crate::diagnostic::{Diagnostic, suggestion};
 use crate::kinds::{KINDS, Kind, kind};
+use crate::parts::in_parts;
 use crate::placement::{Checkpoint, Placement, Retry, parse_duration};
 use crate::recipe::Output;
 use crate::tree::{At, Entry, Node, Table, Value};
@@ -46,10 +47,17 @@ impl<'a> Resolver<'a> {
                 .help("add one: [stage.base]\n  kind = \"init\""),
             ));
         }
-        stages
-            .into_iter()
-            .map(|(name, entry)| self.draft(name, entry))
-            .collect()
+        let drafts = |part: &[(&'a str, &'a Entry)]| -> Result<Vec<Draft<'a>>> {
+            part.iter()
+                .map(|(name, entry)| self.draft(name, entry))
+                .collect()
+        };
+        // the first mistake in the file is the error, whichever thread met one first
+        let mut all = Vec::with_capacity(stages.len());
+        for part in in_parts(&stages, drafts) {
+            all.extend(part?);
+        }
+        Ok(all)
     }
 
     fn draft(&self, name: &'a str, entry: &'a Entry) -> Result<Draft<'a>> {
@@ -72,6 +80,19 @@ impl<'a> Resolver<'a> {
             .collect();
         self.stage_keys(&owner, kind, table, &known)?;
 
+        if command && let Some(with) = table.get("with").and_then(|e| e.node.as_table()) {
+            let twice = COMMAND_KEYS
+                .iter()
+                .find(|key| with.contains_key(**key) && table.contains_key(**key));
+            if let Some(key) = twice {
+                return Err(self.error(
+                    codes::DUPLICATE,
+                    with[*key].key_at,
+                    format!("{owner}: '{key}' stands in `with` and beside it"),
+                    format!("keep one of the two; `-S stage.{name}.{key}=..` sets the one beside"),
+                ));
+            }
+        }
         let with_node = with_node(table, entry, command);
         let with_owner = format!("{owner}: with");
         let form = |e: read::Error| Box::new(e.explain(self.files, &owner, &with_node));

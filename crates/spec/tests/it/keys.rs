@@ -346,3 +346,68 @@ fn minus_zero_is_zero() {
         "[1.0,1,1e+21,1e-7]"
     );
 }
+
+/// What may be said differently without meaning something else. Each changes nothing, some, or many places of [`RECIPE`].
+fn same_meaning(text: &str, how: usize, word: &str, number: u64) -> String {
+    match how {
+        0 => text.replace('\n', &format!("   # {word}\n")),
+        1 => format!("# {word}\n{text}\n# {word}\n"),
+        2 => text.replace("data/addition.jsonl", &format!("{word}/{number}.jsonl")),
+        3 => text.replace("name = \"sft-then-grpo\"", &format!("name = \"{word}\"")),
+        4 => text.replace(
+            "timeout = \"12h\"",
+            &format!("timeout = \"{}m\"", number + 1),
+        ),
+        5 => text.replace(
+            "retry = { max = 2,",
+            &format!("retry = {{ max = {},", number % 9),
+        ),
+        6 => text.replace(
+            "every = 20, keep = 3",
+            &format!("keep = {}, every = {}", number % 7 + 1, number + 1),
+        ),
+        7 => text.replace(
+            "microbatch_tokens = 4096",
+            &format!("microbatch_tokens = {}", number + 64),
+        ),
+        8 => text.replace("ranks = 2,", &format!("threads = {},", number % 16 + 1)),
+        9 => text.replace(
+            "steps = 300, lr = \"${params.lr}\"",
+            "lr = \"${params.lr}\", steps = 300",
+        ),
+        10 => text.replace(" = ", "  =  "),
+        11 => text.replace("min = 0.8", &format!("min = 0.{number}")),
+        12 => text.replace("source.chat", &format!("source.{word}")),
+        _ => text.to_owned(),
+    }
+}
+
+proptest! {
+    /// Any of these changes, one upon another, leaves every key as it is.
+    #[test]
+    fn equal_meaning_is_an_equal_key(
+        changes in prop::collection::vec((0usize..13, "z[a-z0-9]{2,9}", 0u64..1000), 0..8),
+    ) {
+        let mut text = RECIPE.to_owned();
+        for (how, word, number) in &changes {
+            text = same_meaning(&text, *how, word, *number);
+        }
+        for stage in ["convert", "sft", "grpo", "eval"] {
+            prop_assert_eq!(key(&text, stage), key(RECIPE, stage), "{}: {}", stage, text);
+        }
+    }
+
+    /// A change of any value that is part of a stage's identity changes its key, and no other stage's.
+    #[test]
+    fn another_setting_is_another_key(steps in 1u64..100_000, lr in 1e-9f64..1.0, seed in 0u64..1_000_000) {
+        for (setting, changed) in [
+            (format!("stage.sft.with.steps={steps}"), steps != 300),
+            (format!("stage.sft.with.lr={lr:?}"), lr != 1e-3),
+            (format!("stage.sft.with.seed={seed}"), seed != 17),
+        ] {
+            let set = load_with(RECIPE, &settings(&[&setting])).unwrap();
+            prop_assert_eq!(preimage(&set, "sft").key() != key(RECIPE, "sft"), changed, "{}", setting);
+            prop_assert_eq!(preimage(&set, "grpo").key(), key(RECIPE, "grpo"), "{}", setting);
+        }
+    }
+}
