@@ -170,9 +170,7 @@ impl Store {
         };
         let mut unused: HashSet<Digest> = artifacts.iter().copied().collect();
         for artifact in artifacts {
-            if let Ok(manifest) = self.manifest(artifact) {
-                unused.extend(manifest.files.iter().map(|f| f.blob));
-            }
+            unused.extend(self.blobs_of(artifact)?.into_iter().map(|(blob, _)| blob));
         }
         let mut referred = HashSet::new();
         self.referred_artifacts(&mut |artifact| {
@@ -180,10 +178,8 @@ impl Store {
         })?;
         for artifact in referred {
             unused.remove(&artifact);
-            if let Ok(manifest) = self.manifest(&artifact) {
-                for file in &manifest.files {
-                    unused.remove(&file.blob);
-                }
+            for (blob, _) in self.blobs_of(&artifact)? {
+                unused.remove(&blob);
             }
         }
         for blob in unused {

@@ -233,7 +233,7 @@ impl Store {
             .flat_map(|held| &held.artifacts)
             .chain(&marked.artifacts);
         for artifact in all {
-            for (blob, size) in self.blobs_of(artifact) {
+            for (blob, size) in self.blobs_of(artifact)? {
                 let (count, _) = references.entry(blob).or_insert((0, size));
                 total += if *count == 0 { size } else { 0 };
                 *count += 1;
@@ -255,7 +255,7 @@ impl Store {
             };
             held.used = SystemTime::UNIX_EPOCH;
             for artifact in std::mem::take(&mut held.artifacts) {
-                for (blob, size) in self.blobs_of(&artifact) {
+                for (blob, size) in self.blobs_of(&artifact)? {
                     if let Some((count, _)) = references.get_mut(&blob) {
                         *count -= 1;
                         total -= if *count == 0 { size } else { 0 };
@@ -272,14 +272,17 @@ impl Store {
         Ok(())
     }
 
-    /// An artifact's manifest and files; nothing when it cannot be read.
-    fn blobs_of(&self, artifact: &Digest) -> Vec<(Digest, u64)> {
-        let Ok(manifest) = self.manifest(artifact) else {
-            return Vec::new();
+    /// An artifact's manifest and files with their sizes; nothing when they are lost. A store out
+    /// of reach is an error: what cannot be asked may be in use.
+    pub(crate) fn blobs_of(&self, artifact: &Digest) -> Result<Vec<(Digest, u64)>> {
+        let manifest = match self.manifest(artifact) {
+            Ok(manifest) => manifest,
+            Err(Error::Missing { .. } | Error::Corrupt { .. }) => return Ok(Vec::new()),
+            Err(e) => return Err(e),
         };
         let own = (*artifact, manifest.canonical().len() as u64);
         let files = manifest.files.iter().map(|file| (file.blob, file.size));
-        std::iter::once(own).chain(files).collect()
+        Ok(std::iter::once(own).chain(files).collect())
     }
 
     fn sweep(
@@ -302,13 +305,13 @@ impl Store {
         }
         let mut referred: HashSet<Digest> = HashSet::new();
         for artifact in &marked.artifacts {
-            referred.extend(self.blobs_of(artifact).iter().map(|(blob, _)| *blob));
+            referred.extend(self.blobs_of(artifact)?.iter().map(|(blob, _)| *blob));
         }
         for (key, held) in &marked.keys {
             if held.stays() {
                 for artifact in &held.artifacts {
                     referred.insert(*artifact);
-                    referred.extend(self.blobs_of(artifact).iter().map(|(blob, _)| *blob));
+                    referred.extend(self.blobs_of(artifact)?.iter().map(|(blob, _)| *blob));
                 }
                 continue;
             }

@@ -286,8 +286,9 @@ impl HashCache {
         state.on_disk += fresh.len();
         let mut bytes = Vec::with_capacity((fresh.len() + 1) * RECORD);
         let mut file = lock(path)?;
-        let len = file.metadata().map_err(Error::io("stat", path))?.len();
+        let mut len = file.metadata().map_err(Error::io("stat", path))?.len();
         if len < RECORD as u64 || !has_header(path) {
+            len = 0;
             file.set_len(0).map_err(Error::io("write", path))?;
             bytes.extend_from_slice(&header());
         } else {
@@ -298,7 +299,11 @@ impl HashCache {
         for known in &fresh {
             bytes.extend_from_slice(&encode(known));
         }
-        file.write_all(&bytes).map_err(Error::io("write", path))
+        file.write_all(&bytes).map_err(|e| {
+            // a full disk leaves no part of a record
+            let _ = file.set_len(len - len % RECORD as u64);
+            Error::io("write", path)(e)
+        })
     }
 
     /// Writes all that is known to a new file in the place of the old one.
@@ -379,6 +384,9 @@ fn header() -> [u8; RECORD] {
 
 /// Says what of a log's bytes is damaged.
 pub(crate) fn check_log(bytes: &[u8]) -> Result<(), String> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
     if !bytes.starts_with(MAGIC) || !bytes.len().is_multiple_of(RECORD) {
         return Err("its header or its length is not that of a log".into());
     }

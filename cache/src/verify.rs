@@ -290,15 +290,20 @@ impl Store {
         for id in self.list_runs()? {
             found.report.objects += 1;
             let sealed = format!("runs/{id}/{SEALED}");
+            // a damaged record does not tell which results there were
+            let mut believed = true;
             match self.sealed_files(&id)? {
                 Some(Err(why)) => found.add(&sealed, ProblemKind::CorruptRun, why),
                 Some(Ok(files)) => {
+                    believed = !files.iter().any(|f| f.damaged && f.name == "record.json");
                     for file in files.iter().filter(|file| !file.damaged) {
                         found.report.objects += 1;
                         let path = format!("runs/{id}/{}", file.name);
+                        let record = file.name == "record.json";
                         match self.backend.get(&path)? {
                             Some(bytes) if Digest::of(&bytes) == file.digest => {}
                             Some(_) => {
+                                believed &= !record;
                                 let why = "it is not what it was when the run ended";
                                 found.add(&path, ProblemKind::CorruptRun, why);
                             }
@@ -312,7 +317,12 @@ impl Store {
                 }
                 None => {}
             }
-            for used in self.used_by(&id)? {
+            let used = if believed {
+                self.used_by(&id)?
+            } else {
+                Vec::new()
+            };
+            for used in used {
                 let Some(attempt) = used.attempt else {
                     continue;
                 };
