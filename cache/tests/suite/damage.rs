@@ -179,7 +179,10 @@ fn one(case: usize, random: &mut Random) -> String {
     }
     let mut store = Store::open_local(&place.root()).unwrap();
     let report = store.verify(false).unwrap();
-    for path in &paths {
+    // without its list, the other files of a run cannot be told from damaged ones
+    let lists = paths.iter().any(|path| path.ends_with("/sealed"));
+    let told = |path: &&String| !lists || path.ends_with("/sealed");
+    for path in paths.iter().filter(told) {
         let found = |p: &cache::Problem| p.path == *path;
         assert!(report.problems.iter().any(found), "{what}: {report:?}");
     }
