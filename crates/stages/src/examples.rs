@@ -17,6 +17,8 @@ pub struct Examples {
     /// The row of each item.
     pub rows: Vec<usize>,
     pub counts: Counts,
+    /// Tokens that stand for text without a token of its own.
+    unknown: usize,
 }
 
 impl Examples {
@@ -34,13 +36,41 @@ impl Examples {
         ))
     }
 
-    /// What became of the rows, as metrics `data/examples`, `data/truncated` and `data/dropped`.
+    /// What became of the rows, as metrics `data/examples`, `data/truncated`, `data/dropped` and
+    /// `data/unknown_tokens`.
     pub fn metrics(&self) -> Metrics {
         Metrics::from([
             ("data/examples".into(), self.counts.kept as f64),
             ("data/truncated".into(), self.counts.truncated as f64),
             ("data/dropped".into(), self.counts.dropped as f64),
+            ("data/unknown_tokens".into(), self.unknown as f64),
         ])
+    }
+
+    /// Counts unknown tokens, and warns of them: what they stand for is lost to the model.
+    fn look_for_unknown(mut self, stage: &Stage, input: &str, tokenizer: &Tokenizer) -> Examples {
+        let Some(unk) = tokenizer.unk() else {
+            return self;
+        };
+        let (mut all, mut rows) = (0, 0);
+        for unit in &self.items {
+            let tokens = unit.branches.iter().flat_map(|b| &b.tokens);
+            let before = self.unknown;
+            for token in tokens.chain(&unit.prefix) {
+                all += 1;
+                self.unknown += usize::from(*token == unk);
+            }
+            rows += usize::from(self.unknown > before);
+        }
+        if self.unknown > 0 {
+            let token = tokenizer.id_to_token(unk).unwrap_or_default();
+            stage.report.warn(format!(
+                "input '{input}': {} of {all} tokens, in {rows} examples, are '{token}': the \
+                 tokenizer has no token for that text (an alphabet too small?)",
+                self.unknown
+            ));
+        }
+        self
     }
 
     fn add(&mut self, row: usize, unit: Unit) {
@@ -67,7 +97,7 @@ pub fn sequences(
             examples.add(row, sequence(example));
         }
     }
-    Ok(examples)
+    Ok(examples.look_for_unknown(stage, input, tokenizer))
 }
 
 /// The rows of an input as preference pairs; none where the input is not given.
@@ -87,7 +117,7 @@ pub fn pairs(
             examples.add(row, preference(pair));
         }
     }
-    Ok(examples)
+    Ok(examples.look_for_unknown(stage, input, tokenizer))
 }
 
 /// A pair as a unit: the prompt, then chosen and rejected.

@@ -76,6 +76,7 @@ pub fn read(dir: &Path) -> Result<Tokenizer> {
         inner.token_to_id(token)
     };
     let (bos, eos, pad) = (id("bos_token"), id("eos_token"), id("pad_token"));
+    let unk = id("unk_token");
     let added = inner.get_added_tokens_decoder();
     let mut special: Vec<u32> = (added.iter())
         .filter(|(_, token)| token.special)
@@ -106,6 +107,7 @@ pub fn read(dir: &Path) -> Result<Tokenizer> {
         bos,
         eos,
         pad,
+        unk,
         special,
         vocab_size,
     })

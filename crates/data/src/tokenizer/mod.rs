@@ -22,6 +22,7 @@ pub struct Tokenizer {
     bos: Option<u32>,
     eos: Option<u32>,
     pad: Option<u32>,
+    unk: Option<u32>,
     /// Ids that end a generation: `eos_token` and those of `generation_config.json`, ascending.
     eos_ids: Vec<u32>,
     /// Special ids, ascending.
@@ -93,6 +94,13 @@ impl Tokenizer {
 
     pub fn pad(&self) -> Option<u32> {
         self.pad
+    }
+
+    /// What stands for text that the vocabulary has no token for, where that is a token of its own:
+    /// GPT-2's family names its end token here, which says nothing.
+    pub fn unk(&self) -> Option<u32> {
+        let others = [self.eos, self.bos, self.pad];
+        self.unk.filter(|_| !others.contains(&self.unk))
     }
 
     /// Largest token id + 1, added tokens included: the least vocabulary a model needs.

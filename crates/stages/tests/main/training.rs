@@ -62,7 +62,11 @@ fn sft_learns_and_counts_what_it_leaves_out() {
     assert!(loss[0] > 2.0 && loss[39] < 1.0, "{loss:?}");
     assert_eq!(
         (metrics["data/examples"], metrics["data/dropped"]),
-        (20.0, 1.0)
+        (21.0, 1.0)
+    );
+    assert_eq!(
+        metrics["data/unknown_tokens"], 1.0,
+        "no token for a circled two"
     );
     assert_eq!(ended.series("validation/loss").len(), 2);
     for name in [
@@ -73,6 +77,18 @@ fn sft_learns_and_counts_what_it_leaves_out() {
     ] {
         assert!(ended.last().contains_key(name), "{name}");
     }
+}
+
+#[test]
+fn text_that_the_tokenizer_has_no_token_for_is_counted() {
+    let bench = Bench::new();
+    let model = bench.tiny("model", json!({}));
+    let mut rows = sums(4);
+    rows.push(json!({ "prompt": "1+1=", "completion": "\u{2461}" }));
+    let data = bench.rows("sums.jsonl", &rows);
+    let with = json!({ "steps": 1, "batch_size": 4 });
+    let ended = bench.run(&bench.job("sft", "sft", with, &[("model", &model), ("data", &data)]));
+    assert_eq!(ended.finished()["data/unknown_tokens"], 1.0);
 }
 
 #[test]
