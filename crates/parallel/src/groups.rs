@@ -78,8 +78,11 @@ impl Groups {
         if mesh.size() == 1 {
             return Ok(Groups::solo());
         }
+        // before others are met, who would wait for a rank that refuses
+        let wanted = wanted.into();
+        wanted.check(rank, mesh.size())?;
         let net = Net::join(rank, mesh.size(), addr, port, deadline)?;
-        let transport = Transport::choose(&net, wanted.into())?;
+        let transport = Transport::choose(&net, wanted)?;
         let group = |name: &str, ranks: Vec<usize>| transport.group(name, &ranks, name == "pp");
         let along = |name: &str, axes: &[Axis]| group(name, mesh.group(rank, axes));
         let shard = along("shard", DENSE_SHARD)?;

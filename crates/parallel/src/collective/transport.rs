@@ -37,6 +37,17 @@ pub enum Carrier {
     Nccl,
 }
 
+impl Wanted {
+    /// Refuses what cannot be had, whatever the other ranks want.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do.
+    pub fn check(self, rank: usize, size: usize) -> Result<(), Error> {
+        let checked = alone(self).map(|_| ());
+        checked.map_err(|why| Error::Transport { rank, size, why })
+    }
+}
+
 impl From<Device> for Wanted {
     fn from(device: Device) -> Wanted {
         Wanted { device, told: None }

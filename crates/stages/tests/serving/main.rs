@@ -247,3 +247,19 @@ fn any_mesh_evaluates_what_one_rank_does() {
         }
     }
 }
+
+/// NCCL is for GPUs: asked for on CPUs it is refused by every rank, before anything is computed.
+#[test]
+fn nccl_on_cpus_is_refused() {
+    let bench = Bench::new();
+    let model = bench.tiny("model", json!({}));
+    let data = bench.rows("sums.jsonl", &bench::sums(4));
+    let inputs = [("model", model.as_path()), ("data", data.as_path())];
+    let mut job = bench.job("sft", "sft", json!({ "steps": 1 }), &inputs);
+    job.resources.ranks = 2;
+    job.resources.collectives = spec::placement::Collectives::Nccl;
+    for rank in bench.gang(&job) {
+        assert_eq!(rank.code, Some(2), "{}", rank.stderr);
+        assert!(rank.stderr.contains("on the CPU"), "{}", rank.stderr);
+    }
+}
