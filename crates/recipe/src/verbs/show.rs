@@ -3,8 +3,9 @@
 use crate::args::ShowArgs;
 use crate::fail::Fail;
 use crate::format::{duration, table};
+use crate::past::Run;
 use crate::progress::stage::key_metrics;
-use crate::verbs::runs::{computed_in, find, record, state, text};
+use crate::verbs::runs::{computed_in, state, text};
 use crate::{output, project};
 use serde_json::Value;
 use spec::diagnostic::suggestion;
@@ -12,13 +13,7 @@ use std::collections::BTreeMap;
 
 pub fn run(args: ShowArgs) -> Result<u8, Fail> {
     let store = project::open_store(&args.store)?;
-    let id = find(&store, &args.run)?;
-    let Some(record) = record(&store, &id)? else {
-        return Err(Fail::not_stored(
-            format!("run '{id}' has no record"),
-            "it died before it wrote one",
-        ));
-    };
+    let Run { id, record, .. } = Run::read(&store, &args.run)?;
     let stages = record["stages"].as_array().cloned().unwrap_or_default();
     if let Some(name) = &args.metrics {
         let known = || stages.iter().filter_map(|s| s["stage"].as_str());
