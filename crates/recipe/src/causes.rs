@@ -121,8 +121,15 @@ fn own(stage: &Resolved) -> Option<String> {
 
 /// What a stage says that is no part of its key.
 pub fn ignored(recipe: &Recipe, stage: &str) -> Vec<&'static str> {
-    ["resources", "checkpoint", "retry", "timeout", "assert"]
-        .into_iter()
-        .filter(|key| recipe.says(stage, key))
-        .collect()
+    [
+        "resources",
+        "checkpoint",
+        "retry",
+        "timeout",
+        "assert",
+        "needs_assert",
+    ]
+    .into_iter()
+    .filter(|key| recipe.says(stage, key))
+    .collect()
 }

@@ -23,6 +23,7 @@ mod fault;
 mod gang;
 mod history;
 mod job;
+mod judge;
 mod launch;
 mod options;
 mod outcome;

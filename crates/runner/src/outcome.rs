@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use spec::assertion::Judged;
 
 use crate::error::{AttemptError, Class};
 
@@ -32,7 +33,10 @@ pub enum Status {
 impl Status {
     /// True when the stage has outputs that others may use.
     pub fn has_result(self) -> bool {
-        matches!(self, Status::Reused | Status::Ran | Status::Adopted)
+        matches!(
+            self,
+            Status::Reused | Status::Ran | Status::Adopted | Status::AssertionFailed
+        )
     }
 }
 
@@ -49,6 +53,9 @@ pub struct StageOutcome {
     pub outputs: BTreeMap<String, String>,
     /// Summary metrics of the result.
     pub metrics: BTreeMap<String, f64>,
+    /// What its assertions came to, in the order of the recipe.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub verdicts: Vec<Judged>,
     /// Why it ran, or why it did not.
     pub why: Option<String>,
     pub error: Option<AttemptError>,

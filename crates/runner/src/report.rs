@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::Serialize;
+use spec::assertion::Judged;
 
 use crate::error::AttemptError;
 use crate::outcome::Status;
@@ -90,6 +91,8 @@ pub enum Report {
         key: Option<String>,
         outputs: BTreeMap<String, String>,
         metrics: BTreeMap<String, f64>,
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        verdicts: Vec<Judged>,
         seconds: f64,
         message: Option<String>,
     },

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cache::Brief;
-use spec::{Assertion, Plan, Reference};
+use spec::{Plan, Reference};
 
 use crate::attempt::{self, End, Job, Note, Shared, Start, assertion_failure};
 use crate::cancel::Stop;
@@ -20,6 +20,7 @@ use crate::fault;
 use crate::guard;
 use crate::history::Past;
 use crate::job::{Input, Inputs};
+use crate::judge;
 use crate::options::Options;
 use crate::outcome::{Outcome, Status};
 use crate::ready::Ready;
@@ -278,27 +279,30 @@ impl Run<'_> {
         }
     }
 
-    /// A stage has a result; whether it may be used is for its assertions to say.
+    /// A stage has a result. An assertion that does not hold makes the run fail, and holds back only those below that
+    /// say `needs_assert`.
     fn result(&mut self, i: usize, status: Status, result: &Brief) {
-        let metrics = numbers(&result.metrics);
-        let broken = broken(&self.session.plan.order[i].stage.assertions, &metrics);
+        let verdicts = judge::stage(&self.session.plan.order[i].stage, result);
+        let broken = judge::broken(&verdicts);
         let outcome = &mut self.states.outcomes[i];
         outcome.attempt = Some(result.attempt);
-        outcome.metrics = metrics;
+        outcome.metrics = numbers(&result.metrics);
+        outcome.verdicts = verdicts;
         outcome.outputs = result
             .outputs
             .iter()
             .map(|(k, d)| (k.clone(), d.hex()))
             .collect();
         outcome.cost_seconds = Some(result.cost.seconds);
-        if let Some(text) = broken {
-            outcome.error = Some(assertion_failure(text));
-            self.failed = true;
-            self.states.set(i, Phase::Ended(Status::AssertionFailed));
-        } else {
-            self.states.outputs[i] = Some(result.outputs.clone());
-            self.states.set(i, Phase::Ended(status));
-        }
+        let status = match broken {
+            Some(text) => {
+                outcome.error = Some(assertion_failure(text));
+                Status::AssertionFailed
+            }
+            None => status,
+        };
+        self.states.outputs[i] = Some(result.outputs.clone());
+        self.states.set(i, Phase::Ended(status));
         self.tell_end(i);
     }
 
@@ -323,6 +327,7 @@ impl Run<'_> {
             key: outcome.key.clone(),
             outputs: outcome.outputs.clone(),
             metrics: outcome.metrics.clone(),
+            verdicts: outcome.verdicts.clone(),
             seconds: outcome.seconds,
             message,
         };
@@ -411,28 +416,6 @@ impl Run<'_> {
             unrecorded,
         })
     }
-}
-
-/// The assertions that do not hold, in words.
-fn broken(
-    assertions: &[Assertion],
-    metrics: &std::collections::BTreeMap<String, f64>,
-) -> Option<String> {
-    use spec::assertion::Verdict;
-    let texts: Vec<String> = assertions
-        .iter()
-        .filter_map(|a| match a.judge(metrics) {
-            Verdict::Passed { .. } => None,
-            Verdict::Failed { value, .. } => {
-                Some(format!("{} does not hold: it is {value}", a.describe()))
-            }
-            Verdict::Missing => Some(format!(
-                "{} does not hold: there is no such metric",
-                a.describe()
-            )),
-        })
-        .collect();
-    (!texts.is_empty()).then(|| texts.join("; "))
 }
 
 fn guard_program(options: &Options) -> Result<(std::path::PathBuf, Vec<String>), Error> {

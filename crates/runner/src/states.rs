@@ -34,6 +34,10 @@ pub struct States {
     pub due: std::collections::VecDeque<usize>,
     /// Stages that were skipped since the main loop last looked.
     pub skipped: Vec<usize>,
+    /// Whether each stage says `needs_assert`.
+    needs_assert: Vec<bool>,
+    /// For each stage, one at or above it whose assertions do not hold.
+    failing: Vec<Option<usize>>,
 }
 
 impl States {
@@ -55,6 +59,7 @@ impl States {
             attempt: None,
             outputs: BTreeMap::new(),
             metrics: BTreeMap::new(),
+            verdicts: Vec::new(),
             why: None,
             error: None,
             seconds: 0.0,
@@ -66,6 +71,8 @@ impl States {
             outputs: vec![None; plan.order.len()],
             due: std::collections::VecDeque::new(),
             skipped: Vec::new(),
+            needs_assert: plan.order.iter().map(|s| s.stage.needs_assert).collect(),
+            failing: vec![None; plan.order.len()],
             graph,
         };
         for (i, stage) in plan.order.iter().enumerate() {
@@ -92,6 +99,9 @@ impl States {
             Phase::Due => self.due.push_back(i),
             Phase::Ended(status) => {
                 self.outcomes[i].status = status;
+                if status == Status::AssertionFailed {
+                    self.failing[i].get_or_insert(i);
+                }
                 let below: Vec<usize> = self.neighbours(i, Direction::Outgoing).collect();
                 for d in below.into_iter().rev() {
                     if self.phases[d] != Phase::Waiting {
@@ -102,12 +112,10 @@ impl States {
                             .neighbours(d, Direction::Incoming)
                             .all(|u| matches!(self.phases[u], Phase::Ended(s) if s.has_result()));
                         if ready {
-                            self.set(d, Phase::Due);
+                            self.due_or_held(d);
                         }
                     } else if !matches!(status, Status::Stopped | Status::Killed) {
-                        self.outcomes[d].why = Some(format!("needs '{}'", self.outcomes[i].stage));
-                        self.skipped.push(d);
-                        self.set(d, Phase::Ended(Status::Skipped));
+                        self.skip(d, format!("needs '{}'", self.outcomes[i].stage));
                     }
                 }
             }
@@ -115,10 +123,32 @@ impl States {
         }
     }
 
+    /// What a stage reads is there: it is due, unless it needs assertions that do not hold.
+    fn due_or_held(&mut self, i: usize) {
+        let mut above = self.neighbours(i, Direction::Incoming);
+        let failing = above.find_map(|u| self.failing[u]);
+        drop(above);
+        self.failing[i] = failing;
+        match failing.filter(|_| self.needs_assert[i]) {
+            Some(failing) => {
+                let stage = &self.outcomes[failing].stage;
+                self.skip(i, format!("needs the assertions of '{stage}' to hold"));
+            }
+            None => self.set(i, Phase::Due),
+        }
+    }
+
+    fn skip(&mut self, i: usize, why: String) {
+        self.outcomes[i].why = Some(why);
+        self.skipped.push(i);
+        self.set(i, Phase::Ended(Status::Skipped));
+    }
+
     /// Takes a stage back that had ended or was running: it waits for what it reads again.
     pub fn reopen(&mut self, i: usize) {
         self.phases[i] = Phase::Waiting;
         self.outputs[i] = None;
+        self.failing[i] = None;
         self.outcomes[i].status = Status::NotRun;
     }
 

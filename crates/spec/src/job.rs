@@ -104,8 +104,10 @@ pub enum Event {
         total: u64,
     },
     /// Metrics of one step, by the names users know (`train/loss`).
+    /// A value that is no finite number is null.
     Metrics {
         step: u64,
+        #[serde(deserialize_with = "numbers")]
         metrics: BTreeMap<String, f64>,
     },
     /// A checkpoint was committed.
@@ -122,6 +124,7 @@ pub enum Event {
     },
     /// Last line of a stage that succeeded: its summary metrics.
     Finished {
+        #[serde(deserialize_with = "numbers")]
         metrics: BTreeMap<String, f64>,
     },
     /// Last line of a stage that failed.
@@ -143,4 +146,13 @@ pub enum Event {
 pub enum Level {
     Info,
     Warning,
+}
+
+/// Reads metrics: null, which JSON has for what is no finite number, is NaN.
+pub fn numbers<'de, D: serde::Deserializer<'de>>(
+    from: D,
+) -> Result<BTreeMap<String, f64>, D::Error> {
+    let read = BTreeMap::<String, Option<f64>>::deserialize(from)?;
+    let number = |(name, value): (String, Option<f64>)| (name, value.unwrap_or(f64::NAN));
+    Ok(read.into_iter().map(number).collect())
 }

@@ -100,6 +100,8 @@ pub struct Stage {
     pub outputs: Vec<Output>,
     pub placement: Placement,
     pub assertions: Vec<Assertion>,
+    /// Runs only where all assertions of the stages above it hold.
+    pub needs_assert: bool,
     /// Environment variables whose values enter the key (`command`).
     pub environment: Vec<String>,
 }

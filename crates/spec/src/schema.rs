@@ -70,7 +70,16 @@ fn stage(kind: &Kind, generator: &mut SchemaGenerator) -> Value {
         "resources": generator.subschema_for::<Resources>(),
         "retry": generator.subschema_for::<Retry>(),
         "timeout": { "type": "string", "description": "wall time of one attempt, such as 12h" },
-        "assert": { "type": "array", "items": generator.subschema_for::<Assertion>() },
+        "assert": {
+            "type": "array",
+            "items": generator.subschema_for::<Assertion>(),
+            "description": "what must be so of the result; where it is not, the result is kept and the run exits 3",
+        },
+        "needs_assert": {
+            "type": "boolean",
+            "default": false,
+            "description": "run only where all assertions of the stages above hold",
+        },
     });
     if let Value::Object(map) = &mut properties {
         if kind.checkpoints {

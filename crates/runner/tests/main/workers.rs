@@ -259,31 +259,49 @@ fn one_ranks_death_ends_the_gang() {
 }
 
 #[test]
-fn assertions_hold_back_what_is_below_and_are_asked_again() {
-    let p = project(&TRAIN.replace("max = 0.5", "max = 0.01"));
-    for status in ["assertion_failed", "assertion_failed"] {
+fn a_failed_assertion_keeps_the_result_and_holds_back_who_needs_it() {
+    let failing = TRAIN.replace("max = 0.5", "max = 0.01");
+    let held = failing.replace("[stage.tail]\n", "[stage.tail]\nneeds_assert = true\n");
+    let below = "[stage.last]\nkind = \"command\"\nin.x = \"tail.out\"\nneeds_assert = true\n\
+                 cmd = [\"cp\", \"-r\", \"in/x\", \"out\"]\nout = [\"out\"]\n";
+    let p = project(&held);
+    for _ in ["computed", "reused"] {
         let ran = p.run(&[]);
         assert_eq!(
             (ran.code, ran.status("sft"), ran.status("tail")),
-            (3, status, "skipped")
+            (3, "assertion_failed", "skipped")
         );
+        let error = ran.stage("sft")["error"]["message"].as_str().unwrap();
         assert!(
-            ran.stage("sft")["error"]["message"]
-                .as_str()
-                .unwrap()
-                .contains("train/loss <= 0.01")
+            error.contains("train/loss <= 0.01 does not hold: it is 0.0333333, margin -0.0233333"),
+            "{error}"
+        );
+        let verdict = &ran.stage("sft")["verdicts"][0];
+        assert_eq!(
+            (verdict["verdict"].as_str(), verdict["max"].as_f64()),
+            (Some("failed"), Some(0.01))
         );
         assert!(
             !ran.stage("sft")["outputs"].as_object().unwrap().is_empty(),
             "the artifact is kept"
         );
+        let why = ran.stage("tail")["why"].as_str().unwrap();
+        assert_eq!(why, "needs the assertions of 'sft' to hold");
     }
-    p.write("r.toml", TRAIN);
+    // who does not need it goes on; whoever does is held back however far below
+    p.write("r.toml", &format!("{failing}{below}"));
+    let ran = p.run(&[]);
+    assert_eq!(
+        (ran.code, ran.status("tail"), ran.status("last")),
+        (3, "ran", "skipped")
+    );
+    p.write("r.toml", &held.replace("0.01", "0.5"));
     let ok = p.run(&[]);
     assert_eq!(
         (ok.code, ok.status("sft"), ok.status("tail")),
-        (0, "reused", "ran")
+        (0, "reused", "reused")
     );
+    assert_eq!(ok.stage("sft")["verdicts"][0]["verdict"], "passed");
 }
 
 #[test]

@@ -67,6 +67,7 @@ impl<'a> Resolver<'a> {
                     outputs: draft.outputs,
                     placement: draft.placement,
                     assertions: draft.assertions,
+                    needs_assert: draft.needs_assert,
                     environment,
                 };
                 (stage.name.clone(), Arc::new(stage))

@@ -9,7 +9,7 @@ use crate::recipe::Output;
 use crate::tree::{At, Entry, Node, Table, Value};
 use crate::{Assertion, codes, read};
 
-const STAGE_KEYS: [&str; 8] = [
+const STAGE_KEYS: [&str; 9] = [
     "kind",
     "in",
     "with",
@@ -18,6 +18,7 @@ const STAGE_KEYS: [&str; 8] = [
     "retry",
     "timeout",
     "assert",
+    "needs_assert",
 ];
 /// What a `command` may say beside `in`; it is read as part of `with`.
 const COMMAND_KEYS: [&str; 3] = ["cmd", "out", "env"];
@@ -32,6 +33,7 @@ pub(super) struct Draft<'a> {
     pub(super) inputs: Vec<(&'a str, &'a Entry)>,
     pub(super) placement: Placement,
     pub(super) assertions: Vec<Assertion>,
+    pub(super) needs_assert: bool,
     pub(super) key_at: At,
 }
 
@@ -109,15 +111,18 @@ impl<'a> Resolver<'a> {
                 .collect(),
             None => Vec::new(),
         };
+        let outputs = kind.outputs_of(&with);
+        let assertions = self.assertions(&owner, table, &outputs)?;
         Ok(Draft {
             name,
             kind,
-            outputs: kind.outputs_of(&with),
+            outputs,
             with,
             with_node,
             inputs,
             placement: self.placement(&owner, kind, table)?,
-            assertions: self.assertions(&owner, table)?,
+            assertions,
+            needs_assert: self.needs_assert(&owner, table)?,
             key_at: entry.key_at,
         })
     }
@@ -249,7 +254,36 @@ impl<'a> Resolver<'a> {
         Ok(placement)
     }
 
-    fn assertions(&self, owner: &str, table: &Table) -> Result<Vec<Assertion>> {
+    fn needs_assert(&self, owner: &str, table: &Table) -> Result<bool> {
+        match table.get("needs_assert") {
+            Some(entry) => self.read(&format!("{owner}: 'needs_assert'"), &entry.node),
+            None => Ok(false),
+        }
+    }
+
+    /// The output that an assertion on bits names must be one of the stage's.
+    fn asserted_output(
+        &self,
+        owner: &str,
+        item: &Node,
+        assertion: &Assertion,
+        outputs: &[Output],
+    ) -> Result<()> {
+        let Some(wanted) = &assertion.output else {
+            return Ok(());
+        };
+        if outputs.iter().any(|output| output.name == *wanted) {
+            return Ok(());
+        }
+        Err(self.error(
+            codes::NO_OUTPUT,
+            item.nearest("output").at,
+            format!("{owner}: the stage has no output '{wanted}'"),
+            suggestion(wanted, outputs.iter().map(|o| o.name.as_str())),
+        ))
+    }
+
+    fn assertions(&self, owner: &str, table: &Table, outputs: &[Output]) -> Result<Vec<Assertion>> {
         let Some(Entry { node, .. }) = table.get("assert") else {
             return Ok(Vec::new());
         };
@@ -267,21 +301,11 @@ impl<'a> Resolver<'a> {
             .map(|item| {
                 let owner = format!("{owner}: assert");
                 let assertion: Assertion = self.read(&owner, item)?;
-                match (assertion.min, assertion.max) {
-                    (None, None) => Err(self.error(
-                        codes::MISSING,
-                        item.at,
-                        format!("{owner}: metric '{}' has no bound", assertion.metric),
-                        "add `min`, `max`, or both",
-                    )),
-                    (Some(min), Some(max)) if min > max => Err(self.error(
-                        codes::CONFLICT,
-                        item.nearest("max").at,
-                        format!("{owner}: no value is at least {min} and at most {max}"),
-                        "exchange `min` and `max`",
-                    )),
-                    _ => Ok(assertion),
-                }
+                assertion
+                    .finish()
+                    .map_err(|e| self.invalid(&owner, item, e))?;
+                self.asserted_output(&owner, item, &assertion, outputs)?;
+                Ok(assertion)
             })
             .collect()
     }
