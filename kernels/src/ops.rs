@@ -8,9 +8,10 @@ use torch::autograd::record;
 
 use crate::Spans;
 use crate::cpu::{rms_norm, rope, swiglu};
+use crate::cuda::{self, CudaOps};
 use crate::elem::Elem;
 
-/// Fused kernels for f32 and bf16 on CPU; [`Libtorch`] for all else.
+/// Fused kernels for f32 and bf16: on CPU those of [`crate::cpu`], on a GPU [`CudaOps`]. [`Libtorch`] for all else.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Fused;
 
@@ -19,7 +20,7 @@ impl Ops for Fused {
         match kernel_kind(&[x, weight]) {
             Some(Kind::BFloat16) => rms_norm_on::<bf16>(x, weight, eps as f32),
             Some(_) => rms_norm_on::<f32>(x, weight, eps as f32),
-            None => Libtorch.rms_norm(x, weight, eps),
+            None => elsewhere(x, |ops| ops.rms_norm(x, weight, eps)),
         }
     }
 
@@ -31,7 +32,7 @@ impl Ops for Fused {
             Some(Kind::Float) if cos.kind() == Kind::Float => {
                 (rope_on::<f32>(q, cos, sin), rope_on::<f32>(k, cos, sin))
             }
-            _ => Libtorch.rope(q, k, cos, sin),
+            _ => elsewhere(q, |ops| ops.rope(q, k, cos, sin)),
         }
     }
 
@@ -39,7 +40,7 @@ impl Ops for Fused {
         match kernel_kind(&[gate, up]) {
             Some(Kind::BFloat16) => swiglu_on::<bf16>(gate, up),
             Some(_) => swiglu_on::<f32>(gate, up),
-            None => Libtorch.swiglu(gate, up),
+            None => elsewhere(gate, |ops| ops.swiglu(gate, up)),
         }
     }
 
@@ -58,6 +59,14 @@ impl Ops for Fused {
         device: Device,
     ) -> Result<Box<dyn Attend>, Error> {
         Ok(Box::new(Spans::new(layout, rows, device)?))
+    }
+}
+
+/// Off the CPU, or in another kind: by GPU kernels where there are any, else by libtorch.
+fn elsewhere<T>(x: &Tensor, f: impl Fn(&dyn Ops) -> T) -> T {
+    match cuda::machine(x.device()) {
+        Some(machine) => f(&CudaOps::new(machine)),
+        None => f(&Libtorch),
     }
 }
 

@@ -1,7 +1,10 @@
 //! A softmax over logits of which one element's log-probability and the entropy are wanted:
-//! the CPU kernel where it applies, libtorch elsewhere. No graph is recorded.
+//! the CPU's or the GPU's kernel where it applies, libtorch elsewhere. No graph is recorded.
 
 use tch::{Device, Kind, Tensor};
+
+use crate::cuda::ops::done;
+use crate::cuda::{self, Machine};
 
 /// What a softmax over rows of logits gives.
 #[derive(Debug)]
@@ -10,8 +13,8 @@ pub struct Softmax {
     pub logp: Tensor,
     /// Entropy in nats `[n]`, if asked for.
     pub entropy: Option<Tensor>,
-    /// What backward needs again: by the kernel `[n, 2]`, else the logarithm of the normaliser
-    /// `[n, 1]`.
+    /// What backward needs again: by the CPU's kernel `[n, 2]`, by the GPU's the logarithm of the
+    /// normaliser `[n]`, else that `[n, 1]`.
     stats: Tensor,
 }
 
@@ -23,6 +26,10 @@ impl Softmax {
         #[cfg(target_arch = "x86_64")]
         if let Some(element) = avx512::takes(logits, kind) {
             return avx512::forward(element, logits, targets, by, entropy);
+        }
+        if let Some(machine) = gpu(logits, kind) {
+            let logits = logits.contiguous();
+            return Self::launched(machine, &logits, targets, by, entropy);
         }
         let z = scaled(logits, by, kind);
         let normal = z.logsumexp([-1i64].as_slice(), true);
@@ -43,6 +50,25 @@ impl Softmax {
         }
     }
 
+    /// By the kernel of a machine.
+    fn launched(
+        machine: &dyn Machine,
+        logits: &Tensor,
+        targets: &Tensor,
+        by: f64,
+        entropy: bool,
+    ) -> Self {
+        let targets = targets.contiguous();
+        let values = done(cuda::softmax::forward(
+            machine, logits, &targets, by, entropy,
+        ));
+        Self {
+            logp: values.logp,
+            entropy: values.entropy,
+            stats: values.lse,
+        }
+    }
+
     /// Gradient of the logits, in their kind, from those of the log-probabilities and, if it has
     /// one, of the entropy, which must have been asked for. Uses up the logits' memory.
     pub fn backward(
@@ -60,6 +86,26 @@ impl Softmax {
             avx512::backward(element, self, &mut logits, targets, by, d_logp, d_entropy);
             return logits;
         }
+        if let Some(machine) = gpu(&logits, kind) {
+            let mut logits = logits.contiguous();
+            let (targets, d_logp) = (targets.contiguous(), d_logp.contiguous());
+            let d_entropy = d_entropy.map(Tensor::contiguous);
+            let values = cuda::softmax::Values {
+                logp: self.logp.shallow_clone(),
+                entropy: self.entropy.as_ref().map(Tensor::shallow_clone),
+                lse: self.stats.shallow_clone(),
+            };
+            done(cuda::softmax::backward(
+                machine,
+                &mut logits,
+                &targets,
+                by,
+                &values,
+                &d_logp,
+                d_entropy.as_ref(),
+            ));
+            return logits;
+        }
         let mut lsm = scaled(&logits, by, kind) - &self.stats;
         let d_logp = (d_logp * by).unsqueeze(-1);
         let mut d_logits = match (d_entropy, &self.entropy) {
@@ -74,6 +120,12 @@ impl Softmax {
             .scatter_add_(-1, &targets.unsqueeze(-1), &d_logp)
             .to_kind(logits.kind())
     }
+}
+
+/// The GPU that has a kernel for these logits.
+fn gpu(logits: &Tensor, kind: Kind) -> Option<&'static dyn Machine> {
+    let fits = kind == Kind::Float && cuda::FLOATS.contains(&logits.kind());
+    cuda::machine(logits.device()).filter(|_| fits)
 }
 
 fn scaled(logits: &Tensor, by: f64, kind: Kind) -> Tensor {

@@ -17,6 +17,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("torch", &[]),
     ("model", &["arch", "torch"]),
     ("kernels", &["model", "torch"]),
+    ("emulate", &["kernels"]),
     ("parallel", &["model", "arch", "torch"]),
     (
         "train",

@@ -17,7 +17,7 @@ nvidia-cuda-cupti==13.0.85 --hash=sha256:4eb01c08e859bf924d222250d2e8f8b8ff6d3db
 ";
 
 /// What pip must take whatever Python it runs on: only the C++ libraries inside matter.
-const TAGS: [&str; 12] = [
+pub const TAGS: [&str; 12] = [
     "--python-version=3.11",
     "--implementation=cp",
     "--abi=cp311",
@@ -203,12 +203,12 @@ fn python_torch() -> Option<PathBuf> {
     (dir.is_absolute() && verify(&dir).is_ok()).then_some(dir)
 }
 
-fn python() -> &'static str {
+pub fn python() -> &'static str {
     "python3"
 }
 
 /// `$XDG_CACHE_HOME/recipe` or `~/.cache/recipe`; without a home, inside the checkout.
-fn cache_dir() -> Result<PathBuf> {
+pub fn cache_dir() -> Result<PathBuf> {
     let set = |name| {
         std::env::var_os(name)
             .map(PathBuf::from)

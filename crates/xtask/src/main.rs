@@ -8,6 +8,7 @@ mod binaries;
 mod fixtures;
 mod libtorch;
 mod mesh;
+mod nvrtc;
 mod pack;
 mod process;
 mod test;
@@ -61,7 +62,7 @@ fn dispatch(args: &[String]) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         "env" => {
-            for (key, value) in libtorch::ensure(false)?.environment() {
+            for (key, value) in nvrtc::environment(&libtorch::ensure(false)?)? {
                 println!("export {key}='{value}'");
             }
             Ok(ExitCode::SUCCESS)

@@ -4,11 +4,11 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use crate::process::{Result, cargo, check, root};
-use crate::{arrows, binaries, libtorch};
+use crate::{arrows, binaries, libtorch, nvrtc};
 
 pub fn run(filters: &[String]) -> Result<ExitCode> {
     let torch = libtorch::ensure(false)?;
-    let environment = torch.environment();
+    let environment = nvrtc::environment(&torch)?;
     if !filters.is_empty() {
         step("build", || binaries::build().map(drop))?;
         step("tests", || {
