@@ -51,13 +51,13 @@ pub enum Pushed {
 }
 
 impl Store {
-    /// Puts `remote` behind this local store. `push`: send what is published; see
+    /// Puts `remote`, which may be another local one, behind this local store. `push`: send what is published; see
     /// [`Store::push`].
     pub fn set_behind(&mut self, remote: Store, push: bool) -> Result<()> {
-        if self.local.is_none() || remote.local.is_some() {
+        if self.local.is_none() {
             return Err(Error::BadUrl {
                 url: remote.url().to_owned(),
-                why: "a remote store lies behind a local one, not the other way round".into(),
+                why: "a store lies behind a local one, not behind a remote one".into(),
             });
         }
         self.behind = Some(Arc::new(Behind {
@@ -169,7 +169,12 @@ impl Store {
             return Ok(Some(Pushed::There));
         }
         let mut bytes = 0;
-        for artifact in record.outputs.values() {
+        let steps = match &record.steps {
+            // what is lost of the steps keeps nothing else from being sent
+            Some(steps) if self.artifact_intact(steps)?.is_yes() => Some(steps),
+            _ => None,
+        };
+        for artifact in record.outputs.values().chain(steps) {
             let manifest = self.manifest(artifact)?;
             let sent = parallel(&manifest.files, WIDTH, |file| self.push_blob(&file.blob))?;
             // the manifest last: it says that its files are there

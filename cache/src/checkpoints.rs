@@ -194,7 +194,7 @@ impl Store {
             if let Some(bytes) = self.backend.get(object.path)?
                 && let Ok(Envelope::Result { record, .. }) = Envelope::decode(&bytes)
             {
-                record.outputs.values().for_each(|artifact| each(*artifact));
+                record.artifacts().for_each(|artifact| each(*artifact));
             }
             Ok(())
         })?;
@@ -209,6 +209,9 @@ impl Store {
         self.pins()?
             .into_iter()
             .for_each(|(_, artifact)| each(artifact));
+        let (last, all) = self.moved()?;
+        let kept = last.into_iter().flat_map(|moved| moved.keep);
+        kept.chain(all).for_each(each);
         Ok(())
     }
 }

@@ -74,6 +74,8 @@ struct Marked {
     keys: HashMap<Key, Held>,
     /// Artifacts that stay whatever becomes of keys.
     artifacts: HashSet<Digest>,
+    /// Runs that pins stand for.
+    pinned: HashSet<String>,
     /// Runs that stay.
     runs: Vec<(String, SystemTime, Vec<Key>)>,
     forgotten: Vec<String>,
@@ -123,6 +125,12 @@ impl Store {
         marked
             .artifacts
             .extend(self.pins()?.into_iter().map(|(_, a)| a));
+        let (pinned, all) = self.moved()?;
+        marked.artifacts.extend(all);
+        for moved in pinned {
+            marked.artifacts.extend(moved.keep);
+            marked.pinned.insert(moved.run);
+        }
         let in_use: HashSet<Digest> = self.in_use()?.into_iter().collect();
         marked.artifacts.extend(&in_use);
         let before = |age| now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -144,9 +152,7 @@ impl Store {
         })?;
         self.each_record(&mut |key, n, modified, bytes| {
             let artifacts: Vec<Digest> = match bytes.map(Envelope::decode) {
-                Some(Ok(Envelope::Result { record, .. })) => {
-                    record.outputs.values().copied().collect()
-                }
+                Some(Ok(Envelope::Result { record, .. })) => record.artifacts().copied().collect(),
                 Some(Ok(Envelope::Checkpoint(checkpoint))) => vec![checkpoint.manifest],
                 _ => Vec::new(),
             };
@@ -212,7 +218,7 @@ impl Store {
             Ok(())
         })?;
         for (id, ended) in written {
-            if ended >= since {
+            if ended >= since || marked.pinned.contains(&id) {
                 let keys = self.used_by(&id)?.into_iter().map(|used| used.key);
                 let keys = keys.collect();
                 marked.runs.push((id, ended, keys));
@@ -265,7 +271,7 @@ impl Store {
             // a run that stays has all its results
             let (gone, kept): (Vec<_>, Vec<_>) = std::mem::take(&mut marked.runs)
                 .into_iter()
-                .partition(|(_, _, keys)| keys.contains(&key));
+                .partition(|(id, _, keys)| keys.contains(&key) && !marked.pinned.contains(id));
             marked.runs = kept;
             marked.forgotten.extend(gone.into_iter().map(|(id, ..)| id));
         }

@@ -9,7 +9,8 @@
 //! | `beats/<key>/<n>` | heartbeat | tells that the owner lives | `lock` |
 //! | `results/<key>/<n>` | result, or a seal | created once: an orphan cannot publish | `protocol` |
 //! | `checkpoints/<key>/<n>/<step>` | a committed step | resume | `checkpoints` |
-//! | `runs/<id>/..`, `pins/<name>` | records, pins | for people | `runs` |
+//! | `runs/<id>/..` | records | for people | `runs` |
+//! | `pins/<name>`, `pins/<name>@<n>` | pins, and the runs that one was moved to | kept from collections | `pins` |
 //! | `format` | the layout's version | a later program can tell | `store` |
 //! | `local/..` | hash cache, what runs asked, locks, temporary files | local stores only | `hashcache`, `view`, `local` |
 //!
@@ -53,6 +54,7 @@ mod local;
 mod lock;
 mod manifest;
 mod memo;
+mod pins;
 mod protocol;
 mod record;
 mod remote;
@@ -77,7 +79,7 @@ pub use lock::{Heart, Liveness, Watch};
 pub use manifest::{Entry, Manifest};
 pub use memo::Brief;
 pub use protocol::{Claim, Claimed, Published, Sealing};
-pub use record::{Checkpoint, ClaimRecord, Cost, Ending, Reason, ResultRecord};
+pub use record::{Checkpoint, ClaimRecord, Cost, Ending, Move, Reason, ResultRecord};
 pub use remote::Remote;
 pub use repair::{Healed, Repaired};
 pub use stat::{Count, Stat};

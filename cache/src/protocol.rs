@@ -368,7 +368,7 @@ impl Store {
         // a second of work may be lost to a power cut, hours may not
         let durable = record.cost.seconds >= 1.0;
         if durable {
-            for artifact in record.outputs.values() {
+            for artifact in record.artifacts() {
                 self.sync_small(artifact)?;
             }
         }

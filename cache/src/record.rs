@@ -8,6 +8,7 @@
 //! | checkpoint | `checkpoints/<key>/<n>/<step>` | the manifest of a step, and where the stream stands |
 //! | run | `runs/<id>/sealed` | the files of a run that ended, and their digests |
 //! | pin | `pins/<name>` | an artifact that is not to be collected |
+//! | move | `pins/<name>@<n>` | the nth run that a pin was moved to: who, when and why |
 //!
 //! Each is one JSON object whose last member is `"self"`: blake3 of all bytes before it. It also
 //! carries its own path's parts, so that a record copied elsewhere does not verify there.
@@ -77,6 +78,17 @@ pub struct ResultRecord {
     /// Where it came from: run, stage, recipe, accepted trainer. Never content.
     #[serde(default)]
     pub provenance: Map<String, Value>,
+    /// An artifact with the metrics of its steps, where it has any. No output: a result without it
+    /// is whole, but can be asked less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<Digest>,
+}
+
+impl ResultRecord {
+    /// All artifacts that it refers to: its outputs, and the metrics of its steps.
+    pub fn artifacts(&self) -> impl Iterator<Item = &Digest> {
+        self.outputs.values().chain(&self.steps)
+    }
 }
 
 /// What an attempt took.
@@ -136,10 +148,28 @@ pub(crate) enum Envelope {
         name: String,
         artifact: Digest,
     },
+    Move(Move),
     Run {
         run: String,
         files: Vec<RunFile>,
     },
+}
+
+/// A move of a pin to a run: one entry of its history, which only grows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Move {
+    pub name: String,
+    /// 1 for the first.
+    pub number: u32,
+    /// What the pin stands for from then on.
+    pub artifact: Digest,
+    /// Artifacts of the run, kept as long as this is the last move.
+    pub keep: Vec<Digest>,
+    pub run: String,
+    /// Who moved it, when (RFC 3339) and why.
+    pub who: String,
+    pub when: String,
+    pub why: String,
 }
 
 /// A file of a finished run's record.

@@ -1,10 +1,9 @@
-//! Run records and pins.
+//! Run records.
 //!
 //! | stored | where | why |
 //! |---|---|---|
 //! | a run's files | `runs/<id>/..` | record, events, logs per attempt: what happened, never what is reused |
 //! | their digests | `runs/<id>/sealed` | written when the run has ended: damage to its record shows |
-//! | pin | `pins/<name>` | an artifact that no collection may remove |
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -131,40 +130,6 @@ impl Store {
         });
         Ok(used.collect())
     }
-
-    /// Keeps an artifact under a name, which moves if it exists. The artifact must be in the store.
-    pub fn pin(&self, name: &str, artifact: &Digest) -> Result<()> {
-        check_name("pin", name)?;
-        self.manifest(artifact)?;
-        self.mark_format()?;
-        let pin = Envelope::Pin {
-            name: name.to_owned(),
-            artifact: *artifact,
-        };
-        self.backend.put(&format!("pins/{name}"), &pin.encode())
-    }
-
-    /// Removes a pin: false when there was none.
-    pub fn unpin(&self, name: &str) -> Result<bool> {
-        check_name("pin", name)?;
-        self.backend.delete(&format!("pins/{name}"))
-    }
-
-    /// All pins, sorted by name.
-    pub fn pins(&self) -> Result<Vec<(String, Digest)>> {
-        let mut names = self.backend.children("pins")?;
-        names.sort();
-        let mut pins = Vec::with_capacity(names.len());
-        for name in names {
-            let path = format!("pins/{name}");
-            let Some(bytes) = self.backend.get(&path)? else {
-                continue;
-            };
-            let digest = read_pin(&name, &bytes).map_err(|why| self.corrupt(&path, why))?;
-            pins.push((name, digest));
-        }
-        Ok(pins)
-    }
 }
 
 /// A result that a run used.
@@ -172,14 +137,6 @@ pub(crate) struct Used {
     pub key: Key,
     /// Set when the run had outputs of it.
     pub attempt: Option<u32>,
-}
-
-/// Reads a pin; says why it does not verify here.
-pub(crate) fn read_pin(at: &str, bytes: &[u8]) -> Result<Digest, String> {
-    match Envelope::decode(bytes)? {
-        Envelope::Pin { name, artifact } if name == at => Ok(artifact),
-        _ => Err("it belongs to another place".into()),
-    }
 }
 
 fn files_below(dir: &Path, prefix: &str, names: &mut Vec<String>) -> Result<()> {
@@ -206,7 +163,7 @@ fn object_path(id: &str, name: &str) -> Result<String> {
     Ok(format!("runs/{id}/{name}"))
 }
 
-fn check_name(what: &'static str, name: &str) -> Result<()> {
+pub(crate) fn check_name(what: &'static str, name: &str) -> Result<()> {
     let bad = |why| Error::BadName {
         what,
         name: name.to_owned(),

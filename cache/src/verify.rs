@@ -16,9 +16,10 @@ use crate::blobs::{Found, path_of};
 use crate::checkpoints::read_checkpoint;
 use crate::error::{Error, Result};
 use crate::manifest::Manifest;
+use crate::pins::{read_move, read_pin};
 use crate::protocol::{claim_path, number, read_ending, result_path};
 use crate::record::{Ending, Envelope, Reason};
-use crate::runs::{SEALED, read_pin};
+use crate::runs::SEALED;
 use crate::store::Store;
 use crate::{Digest, Key};
 
@@ -277,7 +278,11 @@ impl Store {
             let Some(bytes) = self.backend.get(&path)? else {
                 continue;
             };
-            match read_pin(&name, &bytes) {
+            let read = match name.contains('@') {
+                true => read_move(&name, &bytes).map(|moved| moved.artifact),
+                false => read_pin(&name, &bytes),
+            };
+            match read {
                 Ok(artifact) => self.verify_artifact(&artifact, &path, found)?,
                 Err(why) => found.add(&path, ProblemKind::CorruptPin, why),
             }

@@ -95,7 +95,11 @@ impl Stage {
                 continue;
             };
             if step.stage == stage {
-                for (name, value) in step.metrics {
+                let finite = step
+                    .metrics
+                    .into_iter()
+                    .filter(|(_, value)| value.is_finite());
+                for (name, value) in finite {
                     curves.entry(name).or_default().insert(step.step, value);
                 }
             }
@@ -109,5 +113,6 @@ impl Stage {
 struct Step {
     stage: String,
     step: u64,
+    #[serde(deserialize_with = "spec::job::numbers")]
     metrics: BTreeMap<String, f64>,
 }

@@ -7,16 +7,20 @@ use std::time::{Duration, Instant};
 
 use cache::{Claim, Claimed, Cost, Keep, Key, Liveness, Published, Reason, ResultRecord, Store};
 use serde_json::{Map, Value, json};
+use spec::assertion::Steps;
 use spec::{Event, ResumeSpec};
 
+use crate::calibration;
 use crate::cancel::{Cancel, Stop};
+use crate::curves;
+use crate::emitted::{Emitted, Telling};
 use crate::error::{AttemptError, Class, Error};
 use crate::events::Events;
 use crate::fault::{self, Ask};
 use crate::gang::{self, Ending, Limits};
 use crate::guard::Guard;
 use crate::job::{self, Inputs, Layout};
-use crate::launch::LAUNCHERS;
+use crate::launch::{Gang, LAUNCHERS};
 use crate::machine;
 use crate::options::Resume;
 use crate::report::Report;
@@ -125,6 +129,7 @@ pub fn run(job: Job, shared: &Shared, tell: &Sender<Note>) {
         start,
         attempt: &mut attempt,
         forced_from: None,
+        tried: Vec::new(),
     }
     .run();
     let end = end.unwrap_or_else(End::Failed);
@@ -145,6 +150,8 @@ struct Runner<'a> {
     attempt: &'a mut Option<u32>,
     /// A forced stage takes no checkpoint from before it was forced.
     forced_from: Option<u32>,
+    /// Metrics of the steps of this stage's attempts in this run that came to no result.
+    tried: Vec<(u32, Steps)>,
 }
 
 /// What one attempt came to.
@@ -300,7 +307,7 @@ impl Runner<'_> {
         };
         let paths = job::provide(&job.inputs, &layout, store, shared.offline)?;
         fault::at("provided");
-        let mut numerics = Vec::new();
+        let (mut numerics, mut steps) = (Vec::new(), Steps::default());
         let gang_name = format!("{}-{}-{}", shared.run, stage.name, claim.attempt);
         let spec = if stage.kind.trainer {
             let program = shared
@@ -311,7 +318,7 @@ impl Runner<'_> {
             if resources.threads == 0 {
                 resources.threads = machine::threads_per_rank(resources.ranks as usize) as u32;
             }
-            let resume = self.resume(claim, &layout, &mut numerics)?;
+            let resume = self.resume(claim, &layout, &mut numerics, &mut steps)?;
             let worker = job::Worker {
                 program,
                 stage,
@@ -346,8 +353,13 @@ impl Runner<'_> {
         };
         let ranks = spec.ranks;
         let (name, launcher) = LAUNCHERS[0];
-        let mut gang = launcher(guard).launch(spec)?;
-        let mut events = Events::new(stage, self.tell, claim.attempt, numerics, name);
+        let calibration = self.calibrate();
+        let mut emitted = Emitted::new(&scratch.path);
+        let mut gang: Box<dyn Gang + '_> = launcher(guard).launch(spec)?;
+        if !stage.kind.trainer {
+            gang = Box::new(Telling::new(gang, &mut emitted));
+        }
+        let mut events = Events::new(stage, self.tell, claim.attempt, numerics, steps, name);
         if fault::at("launched") == Ask::KillGang {
             gang.signal(libc::SIGKILL);
         }
@@ -363,9 +375,30 @@ impl Runner<'_> {
             ask
         });
         fault::at("ended");
+        drop(gang);
+        let told = emitted.rest();
+        if let Ok((rest, summary)) = &told {
+            for event in rest {
+                events.take(0, event.clone());
+            }
+            if !stage.kind.trainer {
+                events.take(
+                    0,
+                    Event::Finished {
+                        metrics: summary.clone(),
+                    },
+                );
+            }
+        }
         let Events {
-            numerics, metrics, ..
+            numerics,
+            metrics,
+            steps,
+            ..
         } = events;
+        if !matches!(end.ending, Ending::Done) {
+            self.tried.push((claim.attempt, steps.clone()));
+        }
         if end.swept > 0 {
             self.warn(format!(
                 "{} process(es) that outlived the stage were killed",
@@ -380,6 +413,9 @@ impl Runner<'_> {
             }
             Ending::Stopped { checkpoint } => return Ok(Tried::Stopped { checkpoint }),
         }
+        if let Err(error) = told {
+            return Ok(Tried::Failed(error));
+        }
         for (name, source) in job
             .inputs
             .values()
@@ -393,6 +429,7 @@ impl Runner<'_> {
             Ok(outputs) => outputs,
             Err(error) => return Ok(Tried::Failed(error)),
         };
+        let steps = curves::put(&steps, &scratch.path, store)?;
         fault::at("ingested");
         let seconds = begun.elapsed().as_secs_f64();
         let provenance = json!({
@@ -402,6 +439,8 @@ impl Runner<'_> {
             "log": log.file_name().map(|n| n.to_string_lossy()),
             "cpu_seconds": end.cpu_seconds,
             "max_rss": end.max_rss,
+            "device": job.device,
+            "calibration": calibration,
             "finished": crate::clock::now(),
         });
         let record = ResultRecord {
@@ -414,16 +453,36 @@ impl Runner<'_> {
             },
             numerics: Value::Array(numerics),
             provenance: into_map(provenance),
+            steps,
         };
         Ok(Tried::Result(Box::new(record), keep))
     }
 
-    /// The checkpoint to continue from, on local disk. Numerics of the steps before it come along.
+    /// What the machine does right now on as many threads as the stage has, in GFLOP/s, where its speed may be judged:
+    /// it is an assertion's unit, and none for what runs on a GPU.
+    fn calibrate(&self) -> Option<f64> {
+        let stage = &self.job.stage;
+        let asked = stage.assertions.iter().any(|a| a.per.is_some());
+        if self.job.device != "cpu" || !(asked || stage.kind.trainer) {
+            return None;
+        }
+        let resources = &stage.placement.resources;
+        let ranks = resources.ranks.max(1) as usize;
+        let threads = match resources.threads as usize {
+            0 if stage.kind.trainer => machine::threads_per_rank(ranks),
+            0 => 1,
+            threads => threads,
+        };
+        Some(calibration::gflops(ranks * threads))
+    }
+
+    /// The checkpoint to continue from, on local disk. Numerics and metrics of the steps before it come along.
     fn resume(
         &mut self,
         claim: &Claim,
         layout: &Layout,
         numerics: &mut Vec<Value>,
+        steps: &mut Steps,
     ) -> Result<Option<ResumeSpec>, Error> {
         let store = &self.shared.store;
         if !self.job.stage.kind.checkpoints || self.shared.resume == Resume::Never {
@@ -443,6 +502,8 @@ impl Runner<'_> {
         if let Some(Value::Array(before)) = checkpoint.meta.get("numerics") {
             numerics.extend(before.iter().cloned());
         }
+        let lowest = self.forced_from.unwrap_or(1);
+        *steps = curves::before(&self.name(), &checkpoint, lowest, &self.tried, store);
         Ok(Some(ResumeSpec {
             step: checkpoint.step,
             path,

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde_json::{Map, Value};
 use spec::Event;
+use spec::assertion::Steps;
 
 use crate::attempt::Note;
 use crate::report::Report;
@@ -20,6 +21,8 @@ pub struct Events<'a> {
     pub numerics: Vec<Value>,
     /// The summary of a stage that finished.
     pub metrics: Map<String, Value>,
+    /// Metrics of the steps, this attempt's and those that it went on from.
+    pub steps: Steps,
     from: u64,
     pace: Option<(u64, Instant)>,
 }
@@ -30,6 +33,7 @@ impl<'a> Events<'a> {
         tell: &'a Sender<Note>,
         attempt: u32,
         numerics: Vec<Value>,
+        steps: Steps,
         launcher: &'static str,
     ) -> Events<'a> {
         Events {
@@ -39,6 +43,7 @@ impl<'a> Events<'a> {
             launcher,
             numerics,
             metrics: Map::new(),
+            steps,
             from: 0,
             pace: None,
         }
@@ -74,6 +79,9 @@ impl<'a> Events<'a> {
                 }
             }
             Event::Progress { step, total } => {
+                if total > 0 && self.stage.kind.checkpoints {
+                    self.steps.planned = Some(total);
+                }
                 let (first, since) = *self.pace.get_or_insert((step, Instant::now()));
                 let done = step.saturating_sub(first);
                 let eta_seconds = (total > 0 && done > 0).then(|| {
@@ -87,12 +95,15 @@ impl<'a> Events<'a> {
                     eta_seconds,
                 }
             }
-            Event::Metrics { step, metrics } => Report::Metrics {
-                stage,
-                attempt,
-                step,
-                metrics,
-            },
+            Event::Metrics { step, metrics } => {
+                self.steps.add(step, metrics.clone());
+                Report::Metrics {
+                    stage,
+                    attempt,
+                    step,
+                    metrics,
+                }
+            }
             Event::Checkpoint { step } => Report::Checkpoint {
                 stage,
                 attempt,

@@ -102,6 +102,9 @@ impl Seen<'_> {
                     );
                 }
             },
+            Happening::Said { rank, event } => {
+                self.kill |= (self.on_event)(rank, event) == Ask::KillGang;
+            }
             Happening::Closed => self.closed += 1,
             Happening::Ended { rank, exit, swept } => {
                 self.swept += swept;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use cache::{Digest, Entry, Ingest, Link, Manifest, Store};
 use spec::{ArtifactKind, InputSpec, JobSpec, Resources, ResumeSpec};
 
+use crate::emitted;
 use crate::error::{AttemptError, Class, Error};
 use crate::launch::GangSpec;
 use crate::session::{Outputs, declared};
@@ -35,6 +36,7 @@ pub type Inputs = BTreeMap<String, Vec<Input>>;
 /// | `tmp` | `TMPDIR` |
 /// | `resume` | the checkpoint to go on from |
 /// | `job.json` | the [`JobSpec`] |
+/// | `metrics.jsonl` | what a command tells of its metrics |
 pub struct Layout<'a> {
     pub root: &'a Path,
 }
@@ -247,6 +249,10 @@ pub fn command_gang(
             layout.root.join("tmp").display().to_string(),
         ),
     ];
+    env.push((
+        "METRICS".into(),
+        layout.root.join(emitted::FILE).display().to_string(),
+    ));
     env.extend(declared(&stage.environment));
     for (name, list) in paths {
         let list: Vec<String> = list.iter().map(|p| p.display().to_string()).collect();

@@ -1,18 +1,129 @@
 //! Assertions held against results: when a stage ends, and again when its result is reused.
 
-use cache::Brief;
-use spec::assertion::{Evidence, Judged};
+use cache::{Ending, Key, Store};
+use spec::assertion::{Judged, Reference, Unjudged};
 use spec::{Assertion, Stage};
 
-/// The verdicts on a stage's result, in the order of its assertions.
-pub fn stage(stage: &Stage, result: &Brief) -> Vec<Judged> {
-    let evidence = Evidence {
-        summary: &result.metrics,
-        steps: Ok(None),
-        calibration: Err("the result has no calibration"),
-    };
-    let judge = |assertion: &Assertion| assertion.judge(&evidence);
-    stage.assertions.iter().map(judge).collect()
+use crate::baseline::{Baseline, Kept, Pins};
+
+/// A result in the store, as a run's outcome names it.
+pub struct Of<'a> {
+    /// The stage's name.
+    pub stage: &'a str,
+    /// Hex key and attempt; none where it has no result.
+    pub result: Option<(&'a str, u32)>,
+}
+
+/// A stage that has a result, and what its assertions are judged by.
+pub struct Bench<'a> {
+    pub stage: &'a Stage,
+    pub of: Of<'a>,
+    /// What the stage is a replica of; its own name where it is none.
+    pub group: &'a str,
+    /// Once the last of them has ended: the other replicas. None before.
+    pub others: Option<Vec<Of<'a>>>,
+    pub store: &'a Store,
+    pub pins: &'a Pins,
+}
+
+impl Bench<'_> {
+    /// The verdicts on the stage's result, in the order of its assertions. What compares replicas with a pinned run is
+    /// judged once, with the last of them.
+    pub fn judge(&self) -> Vec<Judged> {
+        if self.stage.assertions.is_empty() {
+            return Vec::new();
+        }
+        let kept = self.kept(&self.of);
+        let judge = |assertion: &Assertion| {
+            let kept = match &kept {
+                Ok(kept) => kept,
+                Err(why) => return Some(assertion.unjudged(Unjudged::missing(why.clone()))),
+            };
+            if assertion.digest.is_some() {
+                Some(self.digest(assertion, kept))
+            } else if assertion.baseline.is_some() {
+                self.baseline(assertion, kept)
+            } else {
+                Some(assertion.judge(&kept.evidence()))
+            }
+        };
+        self.stage.assertions.iter().filter_map(judge).collect()
+    }
+
+    fn kept(&self, of: &Of) -> Result<Kept, String> {
+        let (key, attempt) = of
+            .result
+            .ok_or_else(|| format!("'{}' has no result", of.stage))?;
+        let key: Key = key.parse().map_err(|e| format!("its key: {e}"))?;
+        match self.store.ending(&key, attempt) {
+            Ok(Some(Ending::Result(record))) => {
+                Ok(Kept::of(self.group.to_owned(), key, *record, self.store))
+            }
+            Ok(_) => Err(format!("the result of '{}' is gone", of.stage)),
+            Err(e) => Err(format!("the result of '{}' cannot be read: {e}", of.stage)),
+        }
+    }
+
+    fn digest(&self, assertion: &Assertion, now: &Kept) -> Judged {
+        let history = self.pins.history(assertion.pin().unwrap_or_default());
+        let pinned = last(&history).and_then(|last| {
+            let kept = last.stages.get(&self.stage.name);
+            kept.ok_or_else(|| format!("the pinned run has no result of '{}'", self.stage.name))
+        });
+        let now = (&now.outputs, &now.numerics);
+        match pinned {
+            Ok(kept) => assertion.judge_digest(now, Ok((&kept.outputs, &kept.numerics))),
+            Err(why) => assertion.judge_digest(now, Err(&why)),
+        }
+    }
+
+    /// None while replicas are under way.
+    fn baseline(&self, assertion: &Assertion, mine: &Kept) -> Option<Judged> {
+        let others = self.others.as_ref()?;
+        let mut now = vec![assertion.look(&mine.evidence())];
+        for other in others {
+            now.push(match self.kept(other) {
+                Ok(kept) => assertion.look(&kept.evidence()),
+                Err(why) => Err(Unjudged::missing(why)),
+            });
+        }
+        let now: Result<Vec<_>, _> = now.into_iter().collect();
+        let history = self.pins.history(assertion.pin().unwrap_or_default());
+        let reference = self.reference(assertion, &history);
+        Some(assertion.judge_baseline(
+            now.as_deref().map_err(Clone::clone),
+            reference.as_ref().map_err(String::as_str),
+        ))
+    }
+
+    /// What the pinned run and those before it have of an assertion's value.
+    fn reference(
+        &self,
+        assertion: &Assertion,
+        history: &Result<Vec<Baseline>, String>,
+    ) -> Result<Reference, String> {
+        let values = |baseline: &Baseline| -> Result<Vec<f64>, String> {
+            let looks = baseline.group(self.group).into_iter();
+            looks
+                .map(|kept| Ok(assertion.look(&kept.evidence()).map_err(|e| e.why)?.value))
+                .collect()
+        };
+        let pinned = values(last(history)?).map_err(|why| format!("in the pinned run, {why}"))?;
+        if pinned.is_empty() {
+            return Err(format!("the pinned run has no result of '{}'", self.group));
+        }
+        // a run of long ago may lack what is asked today
+        let all = history.iter().flatten().filter_map(|b| values(b).ok());
+        Ok(Reference {
+            pinned,
+            history: all.flatten().collect(),
+        })
+    }
+}
+
+fn last(history: &Result<Vec<Baseline>, String>) -> Result<&Baseline, String> {
+    let all = history.as_ref().map_err(Clone::clone)?;
+    all.last().ok_or_else(|| "its history is empty".to_owned())
 }
 
 /// What does not hold, in words.

@@ -9,14 +9,18 @@
 //! Every process of a gang is a child of the guard (guard/), which outlives the runner just long enough to
 //! kill them when it dies. What happens goes out as [`Report`]s; the run record is one subscriber (record.rs).
 
+pub mod baseline;
 pub mod guard;
 pub mod machine;
 pub mod space;
 
 mod attempt;
+mod calibration;
 mod cancel;
 mod clock;
 mod crew;
+mod curves;
+mod emitted;
 mod error;
 mod events;
 mod fault;

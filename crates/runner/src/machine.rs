@@ -47,6 +47,11 @@ pub fn gpus() -> Vec<String> {
     (0..indices.len()).map(|i| i.to_string()).collect()
 }
 
+/// The run that an owner, as [`owner`] wrote it, says.
+pub fn run_of(owner: &str) -> Option<&str> {
+    owner.rsplit_once(" run ").map(|(_, run)| run)
+}
+
 /// Host name and process, for people who ask who holds a claim.
 pub fn owner(run: &str) -> String {
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();

@@ -249,6 +249,11 @@ impl Reporter for Recorder<'_> {
             written = self.events.flush();
         }
         self.note(written, "events.jsonl");
+        // Another machine that goes on from a checkpoint finds the metrics of the steps before it here.
+        if matches!(report, Report::Checkpoint { .. }) && self.remote.is_some() {
+            self.sent = Instant::now();
+            self.send();
+        }
         if let Report::Metrics {
             stage,
             attempt,

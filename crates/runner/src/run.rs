@@ -9,9 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use cache::Brief;
+use spec::assertion::Judged;
 use spec::{Plan, Reference};
 
 use crate::attempt::{self, End, Job, Note, Shared, Start, assertion_failure};
+use crate::baseline::Pins;
 use crate::cancel::Stop;
 use crate::crew::Crew;
 use crate::error::{AttemptError, Class, Error};
@@ -20,7 +22,7 @@ use crate::fault;
 use crate::guard;
 use crate::history::Past;
 use crate::job::{Input, Inputs};
-use crate::judge;
+use crate::judge::{self, Bench, Of};
 use crate::options::Options;
 use crate::outcome::{Outcome, Status};
 use crate::ready::Ready;
@@ -59,6 +61,7 @@ pub fn run(plan: &Plan, options: &Options, reporter: &mut dyn Reporter) -> Resul
         guarding: Mutex::new(None),
         scratch: Mutex::new(None),
     });
+    let pins = Pins::new(&session.store);
     let states = States::new(plan);
     let stages = plan.order.iter().map(|s| s.stage.name.clone()).collect();
     let started = Report::RunStarted {
@@ -83,6 +86,7 @@ pub fn run(plan: &Plan, options: &Options, reporter: &mut dyn Reporter) -> Resul
         paths: Vec::new(),
         failed: false,
         repaired: HashSet::new(),
+        pins,
     };
     run.report(started);
     fault::at("recorded");
@@ -119,6 +123,8 @@ struct Run<'a> {
     failed: bool,
     /// Stages whose artifacts were found broken when they were read, and made again: once each.
     repaired: HashSet<usize>,
+    /// What assertions compare with.
+    pins: Pins,
 }
 
 impl Run<'_> {
@@ -282,10 +288,10 @@ impl Run<'_> {
     /// A stage has a result. An assertion that does not hold makes the run fail, and holds back only those below that
     /// say `needs_assert`.
     fn result(&mut self, i: usize, status: Status, result: &Brief) {
-        let verdicts = judge::stage(&self.session.plan.order[i].stage, result);
+        self.states.outcomes[i].attempt = Some(result.attempt);
+        let verdicts = self.judge(i);
         let broken = judge::broken(&verdicts);
         let outcome = &mut self.states.outcomes[i];
-        outcome.attempt = Some(result.attempt);
         outcome.metrics = numbers(&result.metrics);
         outcome.verdicts = verdicts;
         outcome.outputs = result
@@ -304,6 +310,39 @@ impl Run<'_> {
         self.states.outputs[i] = Some(result.outputs.clone());
         self.states.set(i, Phase::Ended(status));
         self.tell_end(i);
+    }
+
+    /// The verdicts on the result of a stage, which its outcome names.
+    fn judge(&self, i: usize) -> Vec<Judged> {
+        let plan = self.session.plan;
+        let stage = &plan.order[i].stage;
+        if stage.assertions.is_empty() {
+            return Vec::new();
+        }
+        let of = |j: usize| {
+            let outcome = &self.states.outcomes[j];
+            let has = j == i || outcome.status.has_result();
+            let key = outcome.key.as_deref().filter(|_| has);
+            Of {
+                stage: &outcome.stage,
+                result: key.zip(outcome.attempt),
+            }
+        };
+        let group = &stage.name;
+        let replicas: Vec<usize> = Vec::new();
+        let ended = |j: &usize| self.states.outcomes[*j].status != Status::NotRun;
+        let bench = Bench {
+            stage,
+            of: of(i),
+            group,
+            others: replicas
+                .iter()
+                .all(ended)
+                .then(|| replicas.iter().map(|j| of(*j)).collect()),
+            store: &self.session.store,
+            pins: &self.pins,
+        };
+        bench.judge()
     }
 
     fn fail(&mut self, i: usize, error: AttemptError) {

@@ -82,8 +82,7 @@ pub fn run(file: &Path) -> i32 {
         Err(panic) => Err(bug(&*panic)),
     };
     match ended {
-        Ok(Done::Finished(mut metrics)) => {
-            metrics.retain(|_, value| value.is_finite());
+        Ok(Done::Finished(metrics)) => {
             report.event(&Event::Finished { metrics });
             exit::OK
         }

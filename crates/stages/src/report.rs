@@ -26,9 +26,8 @@ impl Report {
         }
     }
 
-    /// Metrics of a step. Values that are not finite have no JSON form and are left out.
-    pub fn metrics(&self, step: u64, mut metrics: Metrics) {
-        metrics.retain(|_, value| value.is_finite());
+    /// Metrics of a step. Values that are not finite have no JSON form and go out as null.
+    pub fn metrics(&self, step: u64, metrics: Metrics) {
         self.event(&Event::Metrics { step, metrics });
     }
 

@@ -40,6 +40,8 @@ pub struct GangSpec {
 pub enum Happening {
     /// A line of a rank's stdout.
     Line { rank: usize, text: String },
+    /// What a rank told in another way than a line.
+    Said { rank: usize, event: spec::Event },
     /// A rank's stdout was closed.
     Closed,
     /// A rank ended; how many processes of the gang were killed thereupon.

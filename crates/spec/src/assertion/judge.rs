@@ -36,7 +36,7 @@ pub struct Unjudged {
 }
 
 impl Unjudged {
-    pub(super) fn missing(why: impl Into<String>) -> Self {
+    pub fn missing(why: impl Into<String>) -> Self {
         Self {
             verdict: Verdict::Missing,
             why: why.into(),

@@ -5,7 +5,9 @@ use super::{ArtifactKind, Config, Functions, Invalid, Kind};
 
 config! {
     /// Runs `cmd` in its attempt directory, inputs at `$IN_<name>`, outputs to be written at
-    /// `$OUT_<name>`. In the recipe `cmd`, `out` and `env` may stand beside `in`.
+    /// `$OUT_<name>`, metrics to be appended to `$METRICS` as JSON lines: `{"step": 3, "loss": 0.5}`
+    /// for a step's, `{"accuracy": 0.8}` for the summary's. In the recipe `cmd`, `out` and `env` may
+    /// stand beside `in`.
     pub struct Command {
         /// Program and arguments; no shell unless it is `["sh", "-c", ".."]`.
         pub cmd: Vec<String> = Vec::new(),
@@ -49,12 +51,12 @@ impl Config for Command {
             }
         }
         for (i, name) in self.env.iter().enumerate() {
-            let prefixed = name.starts_with("IN_") || name.starts_with("OUT_");
+            let prefixed = name.starts_with("IN_") || name.starts_with("OUT_") || name == "METRICS";
             if name.is_empty() || name.contains(['=', '\0']) || prefixed {
                 return Err(Invalid {
                     field: format!("env[{i}]"),
                     message: format!("'{name}' is not a variable that a command may ask for"),
-                    help: "name an environment variable; those that begin with IN_ and OUT_ are set by the runner".to_owned(),
+                    help: "name an environment variable; METRICS and those that begin with IN_ and OUT_ are set by the runner".to_owned(),
                     code: crate::codes::NAME,
                 });
             }

@@ -1,0 +1,114 @@
+//! Metrics of steps on their way to a result: they lie beside it in the store, so that what reuses it can be judged by
+//! them. What an attempt went on from is gathered from the records of the runs that made it.
+
+use std::path::Path;
+
+use cache::{Checkpoint, Digest, Entry, Ingest, Key, Manifest, Store};
+use serde::Deserialize;
+use spec::assertion::Steps;
+
+use crate::error::Error;
+use crate::machine;
+
+/// The file of the artifact.
+const FILE: &str = "steps.jsonl";
+
+/// Puts metrics of steps into the store; nothing where there are none.
+pub fn put(steps: &Steps, scratch: &Path, store: &Store) -> Result<Option<Digest>, Error> {
+    if steps.is_empty() {
+        return Ok(None);
+    }
+    let at = scratch.join("tmp").join(FILE);
+    let bytes = steps.encode();
+    std::fs::write(&at, &bytes).map_err(|source| Error::Io {
+        what: "cannot write",
+        path: at.clone(),
+        source,
+    })?;
+    let file = Entry {
+        path: FILE.into(),
+        size: bytes.len() as u64,
+        blob: store.put_file(&at, Ingest::Move)?,
+        executable: false,
+    };
+    Ok(Some(store.put_manifest(&Manifest::new(vec![file])?)?))
+}
+
+/// Metrics of steps as [`put`] stored them.
+pub fn read(artifact: &Digest, store: &Store) -> Result<Steps, String> {
+    let lost = |e: cache::Error| format!("the metrics of its steps cannot be read: {e}");
+    let manifest = store.manifest(artifact).map_err(lost)?;
+    let Some(file) = manifest.files.first() else {
+        return Err("the metrics of its steps are an empty artifact".into());
+    };
+    Steps::decode(&store.get_bytes(&file.blob).map_err(lost)?)
+}
+
+/// Metrics of the steps up to a checkpoint, of the attempts from `lowest` to the one that took it: each step as the last
+/// of them has it. What cannot be found is left out.
+pub fn before(
+    stage: &str,
+    checkpoint: &Checkpoint,
+    lowest: u32,
+    tried: &[(u32, Steps)],
+    store: &Store,
+) -> Steps {
+    let mut found = Steps::default();
+    for attempt in (lowest..=checkpoint.attempt).rev() {
+        let here = tried.iter().find(|(n, _)| *n == attempt);
+        let rows = match here {
+            Some((_, steps)) => steps.rows.clone(),
+            None => recorded(stage, &checkpoint.key, attempt, store).rows,
+        };
+        for (step, metrics) in rows {
+            if step <= checkpoint.step {
+                found.rows.entry(step).or_insert(metrics);
+            }
+        }
+    }
+    found
+}
+
+/// What the record of the run that owned an attempt says of its steps.
+fn recorded(stage: &str, key: &Key, attempt: u32, store: &Store) -> Steps {
+    #[derive(Deserialize)]
+    struct Record {
+        stages: Vec<Named>,
+    }
+    #[derive(Deserialize)]
+    struct Named {
+        stage: String,
+        key: Option<String>,
+    }
+    #[derive(Deserialize)]
+    struct Line {
+        stage: String,
+        attempt: u32,
+        step: u64,
+        #[serde(deserialize_with = "spec::job::numbers")]
+        metrics: std::collections::BTreeMap<String, f64>,
+    }
+    let mut steps = Steps::default();
+    let Ok(claim) = store.claim_record(key, attempt) else {
+        return steps;
+    };
+    let Some(run) = machine::run_of(&claim.owner) else {
+        return steps;
+    };
+    let file = |name: &str| store.get_run(run, name).ok().flatten().unwrap_or_default();
+    // another recipe may call the stage otherwise
+    let record = serde_json::from_slice::<Record>(&file("record.json")).ok();
+    let same = |s: &Named| s.key.as_deref() == Some(key.hex().as_str());
+    let named = record.and_then(|r| r.stages.into_iter().find(same));
+    let stage = named.map_or_else(|| stage.to_owned(), |named| named.stage);
+    for line in file("metrics.jsonl").split(|b| *b == b'\n') {
+        // a line cut short by a crash is not JSON and is passed over
+        if let Ok(line) = serde_json::from_slice::<Line>(line)
+            && line.stage == stage
+            && line.attempt == attempt
+        {
+            steps.add(line.step, line.metrics);
+        }
+    }
+    steps
+}
