@@ -1,5 +1,9 @@
 //! The command line, as clap reads it. What each verb does is in [`crate::verbs`].
 
+mod judging;
+
+pub use judging::{BaselineArgs, BaselineVerb, VerifyArgs};
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -41,6 +45,10 @@ pub enum Verb {
     Report(ReportArgs),
     /// Print the log of a stage of a run
     Logs(LogsArgs),
+    /// Keep what a run came to, for assertions to compare with
+    Baseline(BaselineArgs),
+    /// Compute a stage again and compare the bits
+    Verify(Box<VerifyArgs>),
     /// Look into the artifact store
     Cache(CacheArgs),
     /// Print the JSON Schema of the recipe file

@@ -12,6 +12,7 @@ mod price;
 mod progress;
 mod project;
 mod report;
+mod tensors;
 mod verbs;
 
 use args::{Cli, Verb};
@@ -67,6 +68,8 @@ fn dispatch(verb: Verb) -> Result<u8, Fail> {
         Verb::Compare(args) => verbs::compare::run(args),
         Verb::Report(args) => verbs::report::run(args),
         Verb::Logs(args) => verbs::logs::run(args),
+        Verb::Baseline(args) => verbs::baseline::run(args),
+        Verb::Verify(args) => verbs::verify::run(*args),
         Verb::Cache(args) => verbs::cache::run(args),
         Verb::Schema => verbs::schema::run(),
         Verb::Completions(args) => verbs::completions::run(args),

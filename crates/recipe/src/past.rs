@@ -13,6 +13,11 @@ use crate::verbs::runs::{computed_in, find, record};
 /// A metric's value by step.
 pub type Curve = BTreeMap<u64, f64>;
 
+/// Whether a metric says something of the mathematics: those of time never repeat.
+pub fn of_mathematics(metric: &str) -> bool {
+    !metric.starts_with("timing/") && !metric.starts_with("performance/")
+}
+
 /// A recorded run.
 pub struct Run {
     pub id: String,

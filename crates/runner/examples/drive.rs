@@ -1,7 +1,7 @@
 //! The smallest program that embeds the runner; what the tests drive.
 //!
 //! `drive RECIPE STORE [--force STAGE|all] [--keep-going] [--locked] [--only S] [--from S] [--skip S] [--resume-never]
-//! [--accept-trainer] [-j N] [-S k=v] [--plan]` prints one line per event, then the outcome as JSON.
+//! [--interrupt] [--accept-trainer] [-j N] [-S k=v] [--plan]` prints one line per event, then the outcome as JSON.
 
 use std::process::ExitCode;
 
@@ -54,6 +54,7 @@ fn drive() -> Result<u8, (u8, String)> {
             "--keep-going" => options.keep_going = true,
             "--locked" => options.locked = true,
             "--accept-trainer" => options.accept_trainer = true,
+            "--interrupt" => options.interrupt = true,
             "--resume-never" => options.resume = Resume::Never,
             "--only" => selection.only.push(value()?),
             "--from" => selection.from.push(value()?),

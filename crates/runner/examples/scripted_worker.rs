@@ -2,7 +2,7 @@
 //! steps. So a step that is skipped or repeated after a resume changes the result's digest.
 //!
 //! The environment scripts it: `SCRIPT_STEP_MS`; `SCRIPT_FAIL=step:exit-code[:once-marker-file]` (exit code 9 means SIGKILL
-//! itself); `SCRIPT_FAIL_RANK`; `SCRIPT_IGNORE_TERM`; `SCRIPT_SOURCES` (identity); `SCRIPT_COUNT=file` (a line per start).
+//! itself); `SCRIPT_SHORT=step` (ends there, content); `SCRIPT_NAN=step`; `SCRIPT_SALT` (other weights); `SCRIPT_FAIL_RANK`; `SCRIPT_IGNORE_TERM`; `SCRIPT_SOURCES` (identity); `SCRIPT_COUNT=file` (a line per start).
 
 use std::io::Write;
 use std::path::Path;
@@ -79,7 +79,7 @@ fn work(job: &Path) {
     }
     let (mut step, mut state) = (
         0,
-        blake3::hash(job.with.to_string().as_bytes())
+        blake3::hash(format!("{}{}", job.with, var("SCRIPT_SALT").unwrap_or_default()).as_bytes())
             .to_hex()
             .to_string(),
     );
@@ -113,7 +113,13 @@ fn work(job: &Path) {
             .and_then(|v| v.parse().ok())
             .unwrap_or(1),
     );
-    while step < steps {
+    let number = |name: &str| var(name).and_then(|v| v.parse::<u64>().ok());
+    let (short, nan) = (number("SCRIPT_SHORT"), number("SCRIPT_NAN"));
+    let loss = |step: u64| match nan == Some(step) {
+        true => f64::NAN,
+        false => 1.0 / step as f64,
+    };
+    while step < short.unwrap_or(steps) {
         if TERM.load(Ordering::SeqCst) {
             commit(step, &state);
             if rank == 0 {
@@ -130,7 +136,7 @@ fn work(job: &Path) {
             say(&Event::Progress { step, total: steps });
             say(&Event::Metrics {
                 step,
-                metrics: [("train/loss".to_owned(), 1.0 / step as f64)].into(),
+                metrics: [("train/loss".to_owned(), loss(step))].into(),
             });
         }
         if job.checkpoint.every > 0 && step.is_multiple_of(job.checkpoint.every) && step < steps {
@@ -143,7 +149,7 @@ fn work(job: &Path) {
             std::fs::write(dir.join("weights"), &state).unwrap();
         }
         say(&Event::Finished {
-            metrics: [("train/loss".to_owned(), 1.0 / steps as f64)].into(),
+            metrics: [("train/loss".to_owned(), loss(steps))].into(),
         });
     }
 }

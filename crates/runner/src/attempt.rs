@@ -42,6 +42,8 @@ pub struct Shared {
     pub cancel: Cancel,
     pub grace: Duration,
     pub resume: Resume,
+    /// Kill each stage's processes once, after its first checkpoint.
+    pub interrupt: bool,
     pub offline: bool,
     pub worker: Option<PathBuf>,
     /// Program and arguments that become the guard.
@@ -130,6 +132,7 @@ pub fn run(job: Job, shared: &Shared, tell: &Sender<Note>) {
         attempt: &mut attempt,
         forced_from: None,
         tried: Vec::new(),
+        interrupt: shared.interrupt,
     }
     .run();
     let end = end.unwrap_or_else(End::Failed);
@@ -152,6 +155,8 @@ struct Runner<'a> {
     forced_from: Option<u32>,
     /// Metrics of the steps of this stage's attempts in this run that came to no result.
     tried: Vec<(u32, Steps)>,
+    /// The processes are to be killed after the next checkpoint.
+    interrupt: bool,
 }
 
 /// What one attempt came to.
@@ -163,6 +168,8 @@ enum Tried {
         checkpoint: bool,
     },
     Fenced,
+    /// Killed on purpose.
+    Interrupted,
 }
 
 impl Runner<'_> {
@@ -203,6 +210,9 @@ impl Runner<'_> {
                         self.warn(format!("attempt {attempt} was taken over ({why})"))
                     }
                 },
+                Tried::Interrupted => {
+                    self.shared.store.abandon(claim, "killed on purpose")?;
+                }
                 Tried::Fenced => self.warn(format!(
                     "attempt {attempt} was taken over by another runner"
                 )),
@@ -363,7 +373,14 @@ impl Runner<'_> {
         if fault::at("launched") == Ask::KillGang {
             gang.signal(libc::SIGKILL);
         }
+        let mut interrupted = false;
         let end = gang::drive(gang.as_mut(), ranks, &limits, &mut |rank, event| {
+            let checkpoint = matches!(event, Event::Checkpoint { .. });
+            if checkpoint && std::mem::take(&mut self.interrupt) {
+                interrupted = true;
+                events.take(rank, event);
+                return Ask::KillGang;
+            }
             let ask = match &event {
                 Event::Started { .. } => fault::at("worker-started"),
                 Event::Metrics { .. } => fault::at("worker-step"),
@@ -408,6 +425,7 @@ impl Runner<'_> {
         match end.ending {
             Ending::Done => {}
             Ending::Fenced => return Ok(Tried::Fenced),
+            Ending::Failed(_) if interrupted => return Ok(Tried::Interrupted),
             Ending::Failed(error) => {
                 return Ok(Tried::Failed(space::blame(error, &scratch.path)));
             }

@@ -56,7 +56,7 @@ pub struct Kept {
 impl Kept {
     /// What a result has to show.
     pub fn of(group: String, key: Key, record: ResultRecord, store: &Store) -> Kept {
-        let curves = record.steps.as_ref().map(|at| curves::read(at, store));
+        let curves = curves::of(&record, store).transpose();
         let said = |name: &str| record.provenance.get(name);
         Kept {
             group,

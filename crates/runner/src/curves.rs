@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use cache::{Checkpoint, Digest, Entry, Ingest, Key, Manifest, Store};
+use cache::{Checkpoint, Digest, Entry, Ingest, Key, Manifest, ResultRecord, Store};
 use serde::Deserialize;
 use spec::assertion::Steps;
 
@@ -35,13 +35,19 @@ pub fn put(steps: &Steps, scratch: &Path, store: &Store) -> Result<Option<Digest
 }
 
 /// Metrics of steps as [`put`] stored them.
-pub fn read(artifact: &Digest, store: &Store) -> Result<Steps, String> {
+fn read(artifact: &Digest, store: &Store) -> Result<Steps, String> {
     let lost = |e: cache::Error| format!("the metrics of its steps cannot be read: {e}");
     let manifest = store.manifest(artifact).map_err(lost)?;
     let Some(file) = manifest.files.first() else {
         return Err("the metrics of its steps are an empty artifact".into());
     };
     Steps::decode(&store.get_bytes(&file.blob).map_err(lost)?)
+}
+
+/// The metrics of a result's steps; none where it has none. An error says why they cannot be read.
+pub fn of(result: &ResultRecord, store: &Store) -> Result<Option<Steps>, String> {
+    let artifact = result.steps.as_ref();
+    artifact.map(|artifact| read(artifact, store)).transpose()
 }
 
 /// Metrics of the steps up to a checkpoint, of the attempts from `lowest` to the one that took it: each step as the last

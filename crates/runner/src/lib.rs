@@ -45,6 +45,7 @@ mod tail;
 mod trainer;
 
 pub use cancel::{Cancel, Stop};
+pub use curves::of as steps_of;
 pub use error::{AttemptError, Class, Error};
 pub use history::Past;
 pub use options::{Device, Force, Options, Resume};

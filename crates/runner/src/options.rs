@@ -47,6 +47,9 @@ pub struct Options {
     pub push: bool,
     pub force: Force,
     pub resume: Resume,
+    /// Kill the processes of each stage once, after its first checkpoint, and go on from there: what `recipe verify
+    /// --resume` proves resuming with.
+    pub interrupt: bool,
     pub device: Device,
     /// Go on with stages that do not need a failed one.
     pub keep_going: bool,
@@ -79,6 +82,7 @@ impl Options {
             push: false,
             force: Force::None,
             resume: Resume::Auto,
+            interrupt: false,
             device: Device::Auto,
             keep_going: false,
             jobs: None,

@@ -55,6 +55,7 @@ pub fn run(plan: &Plan, options: &Options, reporter: &mut dyn Reporter) -> Resul
         cancel: options.cancel.clone(),
         grace: options.grace,
         resume: options.resume,
+        interrupt: options.interrupt,
         offline: options.offline,
         worker: session.worker.clone(),
         guard: guard_program(options)?,

@@ -18,7 +18,7 @@ mod trend;
 mod verdict;
 
 pub use baseline::{Change, Reference};
-pub use judge::{Evidence, Looked, Unit, Unjudged};
+pub use judge::{Evidence, Looked, Unit, Unjudged, numerics_apart};
 pub use steps::{Absent, Steps, Taken};
 pub use trend::{LEAST as TREND_LEAST, mann_kendall};
 pub use verdict::{Judged, Verdict};

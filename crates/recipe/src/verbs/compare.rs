@@ -12,7 +12,7 @@ use spec::Difference;
 use crate::args::CompareArgs;
 use crate::fail::Fail;
 use crate::format::{duration, number, table};
-use crate::past::{Curve, Run, Stage};
+use crate::past::{Curve, Run, Stage, of_mathematics};
 use crate::{output, project};
 
 pub fn run(args: CompareArgs) -> Result<u8, Fail> {
@@ -144,8 +144,7 @@ fn unequal(
 /// Curves of both that are not equal, without those of time.
 fn apart(a: &BTreeMap<String, Curve>, b: &BTreeMap<String, Curve>) -> Vec<Apart> {
     let mut out = Vec::new();
-    let counts = |name: &str| !name.starts_with("timing/") && !name.starts_with("performance/");
-    for (metric, left) in a.iter().filter(|(name, _)| counts(name)) {
+    for (metric, left) in a.iter().filter(|(name, _)| of_mathematics(name)) {
         let Some(right) = b.get(metric) else { continue };
         let steps = left
             .iter()

@@ -13,12 +13,16 @@
 //! | `show` | the run's record: `id`, `recipe`, `state`, `exit_code`, `started`, `finished`, `stages` |
 //! | `show --metrics STAGE` | lines `{"stage", "attempt", "step", "metrics": {..}}` |
 //! | `compare` | `a`, `b`, `stages`: each `stage`, `relation` (`same`, `equal`, `differs`, `unknown`, `only_a`, `only_b`), `differs` (each `field`, `before`, `now`), `follows`, `numerics`, `metrics`, `curves`, `seconds` |
+//! | `baseline list` | `pins`: each `name`, `number`, `run`, `who`, `when`, `why` of its last move |
+//! | `baseline show` | `name`, `moves` (each as above), `baseline`: `run`, `recipe`, `stages` by name |
+//! | `verify` | `stage`, `checks`: each `how`, `same`, `reference`, `outputs` (each `output`, `same`, `file`, `tensor`, `shape`, `dtype`, `greatest`, `unequal`, `tensors`), `step` (`step`, `metric`, `before`, `now`) |
 //! | `cache stat` | `store`, `kinds`: each `kind`, `objects`, `bytes` |
 //! | `cache verify` | `store`, `objects`, `bytes`, `problems`: each `path`, `kind`, `why` |
 //! | `doctor` | `ok`, `findings`: each `name`, `ok`, `text` |
 //!
 //! `run --events FILE` writes lines described in [`crate::progress`].
 
+pub mod baseline;
 pub mod cache;
 pub mod check;
 pub mod compare;
@@ -34,4 +38,5 @@ pub mod run;
 pub mod runs;
 pub mod schema;
 pub mod show;
+pub mod verify;
 pub mod why;

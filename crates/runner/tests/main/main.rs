@@ -4,6 +4,7 @@
 mod commands;
 mod crashes;
 mod healing;
+mod judging;
 mod project;
 mod scheduling;
 mod sources;

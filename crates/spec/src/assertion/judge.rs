@@ -3,6 +3,7 @@
 use super::trend::{self, mann_kendall};
 use super::verdict::short;
 use super::{Assertion, Judged, Missing, Over, Per, Steps, Taken, Trend, Verdict};
+use crate::Difference;
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 
@@ -187,8 +188,7 @@ impl Assertion {
                 ..self.blank()
             };
         };
-        let numerics = crate::difference(&ranges(pinned.1), &ranges(now.1));
-        if let Some(field) = numerics.first() {
+        if let Some(field) = numerics_apart(pinned.1, now.1) {
             return self.unjudged(Unjudged {
                 verdict: Verdict::NotComparable,
                 why: format!("the two were computed under other numerics: {field}"),
@@ -302,6 +302,12 @@ fn trend_of(taken: &Taken) -> Result<f64, Unjudged> {
         return Ok(f64::NAN);
     }
     Ok(mann_kendall(&taken.values))
+}
+
+/// The first field in which the numerics of two results differ; bits are promised where there is none.
+pub fn numerics_apart(before: &Value, now: &Value) -> Option<Difference> {
+    let mut all = crate::difference(&ranges(before), &ranges(now)).into_iter();
+    all.next()
 }
 
 /// Numerics without the steps at which ranges begin, equal neighbours as one: a run that was
