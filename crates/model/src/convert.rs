@@ -64,6 +64,17 @@ impl Default for Conversion {
     }
 }
 
+/// What a conversion wrote.
+#[derive(Debug, Clone)]
+pub struct Converted {
+    /// The model's configuration.
+    pub config: ModelConfig,
+    /// Tensors written.
+    pub tensors: usize,
+    /// Their bytes.
+    pub bytes: usize,
+}
+
 /// Writes a model to `to`, which must exist: its tensors, `config.json` (its bytes, unless the
 /// dtype changes) and the companions. Holds one tensor in memory at a time. How the source was
 /// cut into files does not matter to the result. Converting and exporting are both this.
@@ -75,7 +86,7 @@ impl Default for Conversion {
 /// # Errors
 /// As [`ModelConfig::from_dir`], [`crate::Weights::load`] and [`Checkpoint::open`]; what cannot be
 /// written.
-pub fn convert(from: Origin, to: &Path, conversion: Conversion) -> Result<ModelConfig, Error> {
+pub fn convert(from: Origin, to: &Path, conversion: Conversion) -> Result<Converted, Error> {
     let config = ModelConfig::from_dir(from.config)?;
     let distributed = dcp::is_checkpoint(from.weights);
     let source = open(from, &config)?;
@@ -130,7 +141,11 @@ pub fn convert(from: Origin, to: &Path, conversion: Conversion) -> Result<ModelC
         _ => copy(&from.config.join("config.json"), &to.join("config.json"))?,
     }
     copy_companions(from.config, to)?;
-    Ok(config)
+    Ok(Converted {
+        config,
+        tensors: entries.len(),
+        bytes: entries.iter().map(Entry::bytes).sum(),
+    })
 }
 
 fn open(from: Origin, config: &ModelConfig) -> Result<Box<dyn TensorSource>, Error> {

@@ -1,6 +1,6 @@
 //! Weights from elsewhere, every tensor checked against its family, as a directory of our own.
 
-use model::convert::{Conversion, Origin};
+use model::convert::{Conversion, Converted, Origin};
 use spec::kinds::convert::Convert;
 
 use crate::failure::Result;
@@ -22,10 +22,15 @@ pub fn run(stage: &Stage) -> Result<Done> {
         config: stage.optional("config").unwrap_or(weights),
         prefix: with.prefix.as_deref(),
     };
-    let config = model::convert::convert(origin, stage.output("model")?, conversion)?;
-    let parameters = config.param_count() as f64;
-    Ok(Done::Finished(Metrics::from([(
-        "parameters".into(),
-        parameters,
-    )])))
+    let converted = model::convert::convert(origin, stage.output("model")?, conversion)?;
+    Ok(Done::Finished(sizes(&converted)))
+}
+
+/// Parameters of the architecture; tensors in the files, and their bytes.
+pub fn sizes(converted: &Converted) -> Metrics {
+    Metrics::from([
+        ("parameters".into(), converted.config.param_count() as f64),
+        ("tensors".into(), converted.tensors as f64),
+        ("bytes".into(), converted.bytes as f64),
+    ])
 }

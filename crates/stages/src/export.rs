@@ -34,19 +34,15 @@ pub fn run(stage: &Stage) -> Result<Done> {
         },
     };
     let origin = Origin::of(stage.input("model")?);
-    let config = model::convert::convert(origin, dir, conversion)?;
+    let converted = model::convert::convert(origin, dir, conversion)?;
     let reports = stage
         .inputs("report")
         .into_iter()
         .map(read_report)
         .collect::<Result<Vec<Value>>>()?;
     let path = dir.join("README.md");
-    fs::write(&path, card(stage, &with, &config, &reports)).map_err(at(&path))?;
-    let parameters = config.param_count() as f64;
-    Ok(Done::Finished(Metrics::from([(
-        "parameters".into(),
-        parameters,
-    )])))
+    fs::write(&path, card(stage, &with, &converted.config, &reports)).map_err(at(&path))?;
+    Ok(Done::Finished(crate::convert::sizes(&converted)))
 }
 
 fn read_report(dir: &Path) -> Result<Value> {

@@ -48,16 +48,29 @@ pub fn run(filters: &[String]) -> Result<ExitCode> {
                 .envs(environment.clone()),
         )
     })?;
+    step("planted defects apply", || {
+        let mut command = Command::new("ci/defects.py");
+        check(command.arg("--check").current_dir(root()))
+    })?;
+    step("the regression recipe", || {
+        recipe("run", "recipes/ci/regression.toml", &[])?;
+        recipe("verify", "recipes/ci/regression.toml", &["sft", "--resume"])
+    })?;
     step("the README's recipe", || {
-        let scratch = root().join("target/readme-store");
-        let _ = std::fs::remove_dir_all(&scratch);
-        let mut command = Command::new(binaries::target_dir().join("recipe"));
-        command
-            .args(["run", "recipes/sft-then-grpo.toml", "--store"])
-            .arg(&scratch);
-        check(command.current_dir(root()))
+        recipe("run", "recipes/sft-then-grpo.toml", &[])
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// A verb of the built binary on a recipe. What a run leaves in the store is for the verbs after it.
+fn recipe(verb: &str, file: &str, more: &[&str]) -> Result<()> {
+    let store = root().join("target/recipes-store");
+    if verb == "run" {
+        let _ = std::fs::remove_dir_all(&store);
+    }
+    let mut command = Command::new(binaries::target_dir().join("recipe"));
+    command.args([verb, file]).args(more).arg("--store").arg(store);
+    check(command.current_dir(root()))
 }
 
 fn step(name: &str, body: impl FnOnce() -> Result<()>) -> Result<()> {

@@ -98,7 +98,9 @@ fn what_torch_saved_converts() {
 fn the_configuration_says_what_is_stored() {
     let dir = copy(&golden("dcp/tied"), &model("qwen3-tied"));
     let out = tempdir().unwrap();
-    let config = convert(Origin::of(dir.path()), out.path(), Conversion::default()).unwrap();
+    let config = convert(Origin::of(dir.path()), out.path(), Conversion::default())
+        .unwrap()
+        .config;
     assert_eq!(config.raw["dtype"], "float32");
     let text = fs::read_to_string(out.path().join("config.json")).unwrap();
     assert!(text.contains("\"dtype\": \"float16\""), "{text}");

@@ -7,99 +7,37 @@
 //! aborted by [`watch::Watch`], and the next call on any group says so. Small results, which the host
 //! is about to read and decide by, are waited for: so no decision rests on what was aborted.
 
+mod arrival;
 mod comm;
 mod library;
+mod process;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::c_int;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclDataType_t, ncclRedOp_t, ncclUniqueId};
-use tch::{Device, Kind, Tensor};
-use torch::stream::{self, Event, Stream};
+use cudarc::nccl::sys::{cudaStream_t, ncclComm_t, ncclDataType_t, ncclRedOp_t};
+use tch::{Kind, Tensor};
+use torch::stream::{Event, Stream};
 
 use super::gloo::{Call, Gloo};
 use super::net::Net;
 use super::{Collective, Pending};
 use crate::Error;
-use comm::Comm;
+use arrival::Arrival;
 use library::{Code, Library, SUCCESS};
-use watch::{Failed, Flight, Watch};
+use process::Lane;
+pub use process::Process;
+use watch::{Failed, Flight};
 
-/// Elements of a result that the host waits for.
-const SMALL: usize = 1024;
-
-/// NCCL in this process.
-pub struct Process {
-    library: &'static Library,
-    device: Device,
-    watch: Watch,
-    deadline: Duration,
-}
-
-impl Process {
-    /// Loads NCCL for `device`. Every wait ends after `deadline`.
-    ///
-    /// # Errors
-    /// Why it cannot be loaded, and what to do.
-    pub fn new(device: Device, deadline: Duration) -> Result<Rc<Process>, String> {
-        let library = Library::get()?;
-        stream::select(device).map_err(|e| e.to_string())?;
-        let watch = Watch::new(move || {
-            // a device that this thread could select, another can
-            let _ = stream::select(device);
-        });
-        Ok(Rc::new(Process {
-            library,
-            device,
-            watch,
-            deadline,
-        }))
-    }
-
-    /// NCCL's version, such as 22809 for 2.28.9.
-    pub fn version(&self) -> Result<i32, String> {
-        let mut version: c_int = 0;
-        // SAFETY: `version` is written.
-        let code = unsafe { (self.library.version)(&mut version) };
-        self.library.check(code, std::ptr::null_mut())?;
-        Ok(version)
-    }
-
-    /// A communicator of these places of a group, the first of which names it; none where this rank
-    /// is not among them. All of the group call this.
-    fn lane(&self, gloo: &Gloo, places: &[usize]) -> Result<Option<Lane>, Error> {
-        let failure = |e: String| gloo.0.failure("joining NCCL".into(), "join", "start", &e);
-        let mut name = Tensor::zeros([128], (Kind::Uint8, Device::Cpu));
-        if gloo.rank() == places[0] {
-            let id = self.library.new_id().map_err(failure)?;
-            name = Tensor::from_slice(&id.internal.map(|c| c as u8));
-        }
-        gloo.broadcast(&mut name, places[0], "start")?;
-        let Some(rank) = places.iter().position(|&place| place == gloo.rank()) else {
-            return Ok(None);
-        };
-        let mut bytes = [0u8; 128];
-        name.copy_data(&mut bytes, 128);
-        let id = ncclUniqueId {
-            internal: bytes.map(|b| b as _),
-        };
-        let until = Instant::now() + self.deadline;
-        let comm = Comm::join(self.library, id, rank, places.len(), until).map_err(failure)?;
-        Ok(Some(Lane {
-            comm: Arc::new(comm),
-            stream: Stream::side(self.device)?,
-        }))
-    }
-}
-
-/// A communicator and the stream that its work runs on.
-struct Lane {
-    comm: Arc<Comm>,
-    stream: Stream,
+/// What the work of a collective runs on, and what its elements are.
+struct On {
+    element: ncclDataType_t,
+    comm: ncclComm_t,
+    stream: cudaStream_t,
 }
 
 /// A group of processes over NCCL.
@@ -165,13 +103,35 @@ impl Nccl {
         self.gloo.0.failure(line, collective, &phase, &reason)
     }
 
-    /// Gives a lane work on tensors that `work` got the addresses of.
+    /// Counts a collective of all ranks, compares its shapes, and gives it to NCCL: `work` on
+    /// `tensors`, whose addresses it got.
     fn start(
+        &self,
+        call: &Call,
+        tensors: &[&Tensor],
+        work: impl FnOnce(&Library, &On) -> Code,
+    ) -> Result<Arrival, Error> {
+        self.gloo.0.begin(call)?;
+        self.enqueue(&self.all, call, tensors, work)
+    }
+
+    /// Counts a message, and gives it to NCCL; the lane's first place sends, its second receives.
+    fn message(
+        &self,
+        lane: &Lane,
+        call: &Call,
+        work: impl FnOnce(&Library, &On) -> Code,
+    ) -> Result<Arrival, Error> {
+        self.gloo.0.count(call);
+        self.enqueue(lane, call, &[call.tensor], work)
+    }
+
+    fn enqueue(
         &self,
         lane: &Lane,
         call: &Call,
         tensors: &[&Tensor],
-        work: impl FnOnce(&Library, ncclDataType_t, ncclComm_t, cudaStream_t) -> Code,
+        work: impl FnOnce(&Library, &On) -> Code,
     ) -> Result<Arrival, Error> {
         if let Some(failed) = self.process.watch.failed() {
             return Err(self.lost(failed));
@@ -187,14 +147,18 @@ impl Nccl {
             lane.stream
                 .wait(&here.record().map_err(text)?)
                 .map_err(text)?;
-            let native = lane.stream.native().map_err(text)?.cast();
+            let stream = lane.stream.native().map_err(text)?.cast();
             lane.comm.call(started + deadline, |library, comm| {
-                work(library, element, comm, native)
+                let on = On {
+                    element,
+                    comm,
+                    stream,
+                };
+                work(library, &on)
             })?;
             lane.stream.record().map_err(text)
         };
-        let end = enqueue().map_err(|e| self.failure(call, &e))?;
-        let end = Arc::new(end);
+        let end = Arc::new(enqueue().map_err(|e| self.failure(call, &e))?);
         self.process.watch.follow(Flight {
             line: self.gloo.0.line(call),
             collective: call.collective,
@@ -204,21 +168,16 @@ impl Nccl {
             started,
             deadline,
         });
-        Ok(Arrival {
-            end,
-            device: self.process.device,
-            _tensors: tensors.iter().map(|t| t.shallow_clone()).collect(),
-            ordered: false,
-        })
+        Ok(Arrival::new(end, self.process.device, tensors, call.tensor))
     }
 
     /// Orders what follows behind a collective; waits for it where the host will read it.
-    fn finish(&self, call: &Call, arrival: Arrival) -> Result<(), Error> {
-        let end = arrival.end.clone();
+    fn finish(&self, arrival: Arrival) -> Result<(), Error> {
+        let read = arrival.read_by_host();
         arrival.order()?;
-        if call.tensor.numel() > SMALL {
+        let Some(end) = read else {
             return Ok(());
-        }
+        };
         let landed = self.process.watch.land(&*end);
         landed.map_err(|failed| self.lost(failed))
     }
@@ -235,62 +194,41 @@ impl Nccl {
             phase,
             tensor,
         };
-        self.gloo.0.begin(&call)?;
         let (at, count) = (tensor.data_ptr(), tensor.numel());
-        let arrival = self.start(
-            &self.all,
-            &call,
-            &[tensor],
-            |nccl, element, comm, stream| {
-                // SAFETY: `count` elements there, kept until the stream has passed.
-                unsafe { (nccl.all_reduce)(at, at, count, element, op, comm, stream) }
-            },
-        )?;
-        self.finish(&call, arrival)
+        let arrival = self.start(&call, &[tensor], |nccl, on| {
+            // SAFETY: `count` elements there, kept until the stream has passed.
+            unsafe { (nccl.all_reduce)(at, at, count, on.element, op, on.comm, on.stream) }
+        })?;
+        self.finish(arrival)
     }
 
-    fn gather(&self, call: &Call, out: &Tensor, input: &Tensor) -> Result<Arrival, Error> {
-        self.gloo.0.sizes(out, input.numel() * self.size(), call)?;
-        self.gloo.0.begin(call)?;
+    fn gather(&self, out: &Tensor, input: &Tensor, phase: &str) -> Result<Arrival, Error> {
+        let call = Call {
+            collective: "all_gather",
+            phase,
+            tensor: out,
+        };
+        self.gloo.0.sizes(out, input.numel() * self.size(), &call)?;
         let (from, to, count) = (input.data_ptr(), out.data_ptr(), input.numel());
-        self.start(
-            &self.all,
-            call,
-            &[out, input],
-            |nccl, element, comm, stream| {
-                // SAFETY: `count` elements here, `size` times as many there, kept as above.
-                unsafe { (nccl.all_gather)(from, to, count, element, comm, stream) }
-            },
-        )
+        self.start(&call, &[out, input], |nccl, on| {
+            // SAFETY: `count` elements here, `size` times as many there, kept as above.
+            unsafe { (nccl.all_gather)(from, to, count, on.element, on.comm, on.stream) }
+        })
     }
 
-    fn scatter(&self, call: &Call, out: &Tensor, input: &Tensor) -> Result<Arrival, Error> {
-        self.gloo.0.sizes(out, input.numel() / self.size(), call)?;
-        self.gloo.0.begin(call)?;
+    fn scatter(&self, out: &Tensor, input: &Tensor, phase: &str) -> Result<Arrival, Error> {
+        let call = Call {
+            collective: "reduce_scatter",
+            phase,
+            tensor: input,
+        };
+        self.gloo.0.sizes(out, input.numel() / self.size(), &call)?;
         let (from, to, count) = (input.data_ptr(), out.data_ptr(), out.numel());
-        self.start(
-            &self.all,
-            call,
-            &[out, input],
-            |nccl, element, comm, stream| {
-                // SAFETY: `count` elements there, `size` times as many here, kept as above.
-                unsafe {
-                    let sum = ncclRedOp_t::ncclSum;
-                    (nccl.reduce_scatter)(from, to, count, element, sum, comm, stream)
-                }
-            },
-        )
-    }
-
-    /// The message of one lane; `work` sends (as place 0) or receives (as place 1).
-    fn message(
-        &self,
-        lane: &Lane,
-        call: &Call,
-        work: impl FnOnce(&Library, ncclDataType_t, ncclComm_t, cudaStream_t) -> Code,
-    ) -> Result<Arrival, Error> {
-        self.gloo.0.count(call);
-        self.start(lane, call, &[call.tensor], work)
+        self.start(&call, &[out, input], |nccl, on| {
+            let sum = ncclRedOp_t::ncclSum;
+            // SAFETY: `count` elements there, `size` times as many here, kept as above.
+            unsafe { (nccl.reduce_scatter)(from, to, count, on.element, sum, on.comm, on.stream) }
+        })
     }
 }
 
@@ -300,36 +238,6 @@ fn pairs(size: usize) -> BTreeSet<(usize, usize)> {
     let next = (0..size).map(|i| (i, (i + 1) % size));
     let both = next.flat_map(|(a, b)| [(a, b), (b, a)]);
     both.filter(|(a, b)| a != b).collect()
-}
-
-/// A collective on its way to the caller's stream.
-struct Arrival {
-    end: Arc<Event>,
-    device: Device,
-    /// Alive until the caller's stream is behind the collective.
-    _tensors: Vec<Tensor>,
-    ordered: bool,
-}
-
-impl Arrival {
-    /// What the caller's stream does next comes after it.
-    fn order(mut self) -> Result<(), Error> {
-        self.ordered = true;
-        Ok(Stream::current(self.device)?.wait(&self.end)?)
-    }
-
-    fn pending(self) -> Pending {
-        Pending::new(move || self.order())
-    }
-}
-
-impl Drop for Arrival {
-    fn drop(&mut self) {
-        if !self.ordered {
-            // its tensors' memory is handed out again in the order of that stream
-            let _ = Stream::current(self.device).and_then(|here| here.wait(&self.end));
-        }
-    }
 }
 
 impl Collective for Nccl {
@@ -368,31 +276,20 @@ impl Collective for Nccl {
             phase,
             tensor,
         };
-        self.gloo.0.begin(&call)?;
         let (at, count) = (tensor.data_ptr(), tensor.numel());
-        let arrival = self.start(
-            &self.all,
-            &call,
-            &[tensor],
-            |nccl, element, comm, stream| {
-                // SAFETY: `count` elements there, kept until the stream has passed.
-                unsafe { (nccl.broadcast)(at, at, count, element, root as c_int, comm, stream) }
-            },
-        )?;
-        self.finish(&call, arrival)
+        let root = root as c_int;
+        let arrival = self.start(&call, &[tensor], |nccl, on| {
+            // SAFETY: `count` elements there, kept until the stream has passed.
+            unsafe { (nccl.broadcast)(at, at, count, on.element, root, on.comm, on.stream) }
+        })?;
+        self.finish(arrival)
     }
 
     fn all_gather(&self, out: &mut Tensor, input: &Tensor, phase: &str) -> Result<(), Error> {
         if !self.carries(out) {
             return self.gloo.all_gather(out, input, phase);
         }
-        let call = Call {
-            collective: "all_gather",
-            phase,
-            tensor: out,
-        };
-        let arrival = self.gather(&call, out, input)?;
-        self.finish(&call, arrival)
+        self.finish(self.gather(out, input, phase)?)
     }
 
     fn all_gather_start(
@@ -404,25 +301,14 @@ impl Collective for Nccl {
         if !self.carries(out) {
             return self.gloo.all_gather_start(out, input, phase);
         }
-        let call = Call {
-            collective: "all_gather",
-            phase,
-            tensor: out,
-        };
-        Ok(self.gather(&call, out, input)?.pending())
+        Ok(self.gather(out, input, phase)?.pending())
     }
 
     fn reduce_scatter(&self, out: &mut Tensor, input: &Tensor, phase: &str) -> Result<(), Error> {
         if !self.carries(out) {
             return self.gloo.reduce_scatter(out, input, phase);
         }
-        let call = Call {
-            collective: "reduce_scatter",
-            phase,
-            tensor: input,
-        };
-        let arrival = self.scatter(&call, out, input)?;
-        self.finish(&call, arrival)
+        self.finish(self.scatter(out, input, phase)?)
     }
 
     fn reduce_scatter_start(
@@ -434,12 +320,7 @@ impl Collective for Nccl {
         if !self.carries(out) {
             return self.gloo.reduce_scatter_start(out, input, phase);
         }
-        let call = Call {
-            collective: "reduce_scatter",
-            phase,
-            tensor: input,
-        };
-        Ok(self.scatter(&call, out, input)?.pending())
+        Ok(self.scatter(out, input, phase)?.pending())
     }
 
     fn all_to_all(
@@ -465,52 +346,31 @@ impl Collective for Nccl {
                 return Err(self.failure(&call, &format!("{rows} rows are not those of {shape:?}")));
             }
         }
-        self.gloo.0.begin(&call)?;
-        let width: i64 = input.size().iter().skip(1).product();
-        let bytes = width as usize * input.kind().elt_size_in_bytes();
+        let width = input.size().iter().skip(1).product::<i64>() as usize;
+        let bytes = width * input.kind().elt_size_in_bytes();
         let (from, to) = (input.data_ptr(), out.data_ptr());
-        let arrival = self.start(
-            &self.all,
-            &call,
-            &[out, input],
-            |nccl, element, comm, stream| {
-                // SAFETY: rows of both tensors, kept as above; between start and end nothing waits.
-                unsafe {
-                    let mut code = (nccl.group_start)();
-                    let (mut sent, mut received) = (0, 0);
-                    for peer in 0..in_rows.len() {
-                        let (give, take) = (in_rows[peer] as usize, out_rows[peer] as usize);
-                        let (source, target) = (from.byte_add(sent), to.byte_add(received));
-                        let wide = width as usize;
-                        if code == SUCCESS && give > 0 {
-                            code = (nccl.send)(
-                                source,
-                                give * wide,
-                                element,
-                                peer as c_int,
-                                comm,
-                                stream,
-                            );
-                        }
-                        if code == SUCCESS && take > 0 {
-                            code = (nccl.recv)(
-                                target,
-                                take * wide,
-                                element,
-                                peer as c_int,
-                                comm,
-                                stream,
-                            );
-                        }
-                        sent += give * bytes;
-                        received += take * bytes;
+        let arrival = self.start(&call, &[out, input], |nccl, on| {
+            let (element, comm, stream) = (on.element, on.comm, on.stream);
+            // SAFETY: rows of both tensors, kept as above; between start and end nothing waits.
+            unsafe {
+                let mut code = (nccl.group_start)();
+                let (mut source, mut target) = (from, to);
+                for (peer, (&give, &take)) in in_rows.iter().zip(out_rows).enumerate() {
+                    let (give, take, peer) = (give as usize, take as usize, peer as c_int);
+                    if code == SUCCESS && give > 0 {
+                        code = (nccl.send)(source, give * width, element, peer, comm, stream);
                     }
-                    let end = (nccl.group_end)();
-                    if code == SUCCESS { end } else { code }
+                    if code == SUCCESS && take > 0 {
+                        code = (nccl.recv)(target, take * width, element, peer, comm, stream);
+                    }
+                    source = source.byte_add(give * bytes);
+                    target = target.byte_add(take * bytes);
                 }
-            },
-        )?;
-        self.finish(&call, arrival)
+                let end = (nccl.group_end)();
+                if code == SUCCESS { end } else { code }
+            }
+        })?;
+        self.finish(arrival)
     }
 
     fn send(&self, tensor: &Tensor, to: usize, phase: &str) -> Result<(), Error> {
@@ -528,9 +388,9 @@ impl Collective for Nccl {
             tensor,
         };
         let (at, count) = (tensor.data_ptr(), tensor.numel());
-        let arrival = self.message(lane, &call, |nccl, element, comm, stream| {
+        let arrival = self.message(lane, &call, |nccl, on| {
             // SAFETY: `count` elements here, kept until the stream has passed.
-            unsafe { (nccl.send)(at, count, element, 1, comm, stream) }
+            unsafe { (nccl.send)(at, count, on.element, 1, on.comm, on.stream) }
         })?;
         Ok(arrival.pending())
     }
@@ -546,11 +406,11 @@ impl Collective for Nccl {
             tensor,
         };
         let (at, count) = (tensor.data_ptr(), tensor.numel());
-        let arrival = self.message(lane, &call, |nccl, element, comm, stream| {
+        let arrival = self.message(lane, &call, |nccl, on| {
             // SAFETY: `count` elements there, kept until the stream has passed.
-            unsafe { (nccl.recv)(at, count, element, 0, comm, stream) }
+            unsafe { (nccl.recv)(at, count, on.element, 0, on.comm, on.stream) }
         })?;
-        self.finish(&call, arrival)
+        self.finish(arrival)
     }
 
     fn barrier(&self, phase: &str) -> Result<(), Error> {
