@@ -69,7 +69,11 @@ fn recipe(verb: &str, file: &str, more: &[&str]) -> Result<()> {
         let _ = std::fs::remove_dir_all(&store);
     }
     let mut command = Command::new(binaries::target_dir().join("recipe"));
-    command.args([verb, file]).args(more).arg("--store").arg(store);
+    command
+        .args([verb, file])
+        .args(more)
+        .arg("--store")
+        .arg(store);
     check(command.current_dir(root()))
 }
 
