@@ -18,7 +18,7 @@ use crate::hashcache::FileId;
 use crate::record::{Cost, ResultRecord};
 use crate::{Digest, Key};
 
-const MAGIC: &[u8; 16] = b"recipe-memory-1\n";
+const MAGIC: &[u8; 16] = b"recipe-memory-2\n";
 
 /// What a run asks of a result: all of its record but preimage, numerics and provenance, which
 /// [`crate::Store::ending`] reads.
@@ -73,8 +73,13 @@ impl Memo {
                     number(&mut out, word);
                 }
             }
-            number(&mut out, brief.cost.seconds.to_bits());
-            number(&mut out, brief.cost.gpu_seconds.to_bits());
+            let cost = &brief.cost;
+            for part in [cost.seconds, cost.gpu_seconds, cost.cpu_seconds] {
+                number(&mut out, part.to_bits());
+            }
+            for joules in [cost.cpu_joules, cost.gpu_joules] {
+                number(&mut out, joules.unwrap_or(f64::NAN).to_bits());
+            }
             let metrics = match brief.metrics.is_empty() {
                 true => Vec::new(),
                 false => serde_json::to_vec(&brief.metrics).expect("metrics are plain data"),
@@ -111,15 +116,18 @@ impl Memo {
             return None;
         }
         let mut rest = Rest(body);
-        let count = rest.count(160)?;
+        let count = rest.count(184)?;
         let mut results = HashMap::with_capacity(count);
         for _ in 0..count {
             let key = rest.digest()?;
             let attempt = rest.number()? as u32;
             let (folder, file) = (rest.stat()?, rest.stat()?);
             let cost = Cost {
-                seconds: f64::from_bits(rest.number()?),
-                gpu_seconds: f64::from_bits(rest.number()?),
+                seconds: rest.real()?,
+                gpu_seconds: rest.real()?,
+                cpu_seconds: rest.real()?,
+                cpu_joules: Some(rest.real()?).filter(|j| !j.is_nan()),
+                gpu_joules: Some(rest.real()?).filter(|j| !j.is_nan()),
             };
             let metrics = match rest.sized()? {
                 [] => Map::new(),
@@ -172,6 +180,10 @@ impl<'a> Rest<'a> {
         Some(u64::from_le_bytes(self.take(8)?.try_into().ok()?))
     }
 
+    fn real(&mut self) -> Option<f64> {
+        Some(f64::from_bits(self.number()?))
+    }
+
     /// A number of things of at least `each` bytes.
     fn count(&mut self, each: usize) -> Option<usize> {
         let n = usize::try_from(self.number()?).ok()?;
@@ -209,6 +221,8 @@ mod tests {
             cost: Cost {
                 seconds: 1.5,
                 gpu_seconds: 0.25,
+                cpu_joules: Some(3.5),
+                ..Cost::default()
             },
         };
         let met = Met {

@@ -363,7 +363,7 @@ impl Store {
             key: claim.key,
             attempt: claim.attempt,
             nonce: claim.nonce.clone(),
-            record: record.clone(),
+            record: Box::new(record.clone()),
         };
         // a second of work may be lost to a power cut, hours may not
         let durable = record.cost.seconds >= 1.0;
@@ -458,7 +458,7 @@ pub(crate) fn read_ending(key: &Key, n: u32, bytes: &[u8]) -> Result<(Ending, St
             if crate::Digest::of(record.preimage.as_bytes()) != *key {
                 return Err("its preimage does not hash to its key".into());
             }
-            Ok((Ending::Result(Box::new(record)), nonce))
+            Ok((Ending::Result(record), nonce))
         }
         Envelope::Seal {
             key: k,

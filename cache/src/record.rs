@@ -99,6 +99,45 @@ pub struct Cost {
     /// Rank-seconds on an accelerator.
     #[serde(default)]
     pub gpu_seconds: f64,
+    /// CPU seconds of all processes, user and system.
+    #[serde(default)]
+    pub cpu_seconds: f64,
+    /// Joules of CPU packages and memory; none where the machine does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_joules: Option<f64>,
+    /// Joules of GPUs; none where no GPU was used, or its driver does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_joules: Option<f64>,
+}
+
+impl Cost {
+    /// Whether nothing was spent.
+    pub fn is_zero(&self) -> bool {
+        *self == Cost::default()
+    }
+
+    /// Joules of all that was measured.
+    pub fn joules(&self) -> Option<f64> {
+        sum(self.cpu_joules, self.gpu_joules)
+    }
+}
+
+impl std::ops::AddAssign for Cost {
+    /// Joules add up over what was measured.
+    fn add_assign(&mut self, other: Cost) {
+        self.seconds += other.seconds;
+        self.gpu_seconds += other.gpu_seconds;
+        self.cpu_seconds += other.cpu_seconds;
+        self.cpu_joules = sum(self.cpu_joules, other.cpu_joules);
+        self.gpu_joules = sum(self.gpu_joules, other.gpu_joules);
+    }
+}
+
+fn sum(a: Option<f64>, b: Option<f64>) -> Option<f64> {
+    match (a, b) {
+        (None, None) => None,
+        (a, b) => Some(a.unwrap_or(0.0) + b.unwrap_or(0.0)),
+    }
 }
 
 /// A committed step of an attempt.
@@ -135,7 +174,7 @@ pub(crate) enum Envelope {
         key: Key,
         attempt: u32,
         nonce: String,
-        record: ResultRecord,
+        record: Box<ResultRecord>,
     },
     Seal {
         key: Key,

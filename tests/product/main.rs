@@ -8,6 +8,7 @@ mod full_disk;
 mod golden;
 mod keys;
 mod kills;
+mod provenance;
 mod ranks;
 mod read_only;
 mod reuse;

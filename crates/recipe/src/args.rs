@@ -4,7 +4,11 @@ mod judging;
 
 pub use judging::{BaselineArgs, BaselineVerb, VerifyArgs};
 
+use crate::budget::{Limit, Rate};
+use crate::ci::CiArgs;
+use crate::completing;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::engine::ArgValueCompleter as Offer;
 use std::path::PathBuf;
 
 /// Runs LLM post-training as a build: what a recipe asks for is computed once, and never twice.
@@ -33,6 +37,8 @@ pub enum Verb {
     Check(CheckArgs),
     /// Take an artifact out of the store
     Get(GetArgs),
+    /// Bring in weights or data that were made elsewhere, with a statement
+    Adopt(AdoptArgs),
     /// Draw the stages and what they read from each other
     Graph(GraphArgs),
     /// List runs
@@ -43,6 +49,8 @@ pub enum Verb {
     Compare(CompareArgs),
     /// Write a page with the stages, curves and samples of runs
     Report(ReportArgs),
+    /// Write a run to a folder that stands on its own, as an RO-Crate
+    Archive(ArchiveArgs),
     /// Print the log of a stage of a run
     Logs(LogsArgs),
     /// Keep what a run came to, for assertions to compare with
@@ -55,6 +63,8 @@ pub enum Verb {
     Schema,
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
+    /// Print a manual page
+    Man(ManArgs),
     /// Check what this machine has
     Doctor(DoctorArgs),
     /// Make a folder with a recipe that runs
@@ -70,7 +80,7 @@ pub struct RecipeArgs {
     #[arg(short = 'S', value_name = "NAME=VALUE")]
     pub set: Vec<String>,
     /// Apply [profile.NAME]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = Offer::new(completing::profiles))]
     pub profile: Option<String>,
 }
 
@@ -95,16 +105,16 @@ pub struct RemoteArgs {
 #[derive(Debug, Args)]
 pub struct SelectArgs {
     /// Only these stages; what they read must be in the store
-    #[arg(long, value_name = "STAGE")]
+    #[arg(long, value_name = "STAGE", add = Offer::new(completing::stages))]
     pub only: Vec<String>,
     /// These stages and what they read (as naming them does)
-    #[arg(long, value_name = "STAGE")]
+    #[arg(long, value_name = "STAGE", add = Offer::new(completing::stages))]
     pub until: Vec<String>,
     /// These stages and what reads them
-    #[arg(long, value_name = "STAGE")]
+    #[arg(long, value_name = "STAGE", add = Offer::new(completing::stages))]
     pub from: Vec<String>,
     /// Not these stages; what reads them takes their result from the store
-    #[arg(long, value_name = "STAGE")]
+    #[arg(long, value_name = "STAGE", add = Offer::new(completing::stages))]
     pub skip: Vec<String>,
 }
 
@@ -112,7 +122,8 @@ pub struct SelectArgs {
 #[derive(Debug, Args)]
 pub struct ComputeArgs {
     /// Compute again although a result exists: all selected stages, or these
-    #[arg(long, value_name = "STAGE", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    #[arg(long, value_name = "STAGE", num_args = 0..=1, require_equals = true, default_missing_value = "",
+          add = Offer::new(completing::stages))]
     pub force: Vec<String>,
     /// Where stages compute
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
@@ -149,7 +160,7 @@ pub struct RunArgs {
     #[command(flatten)]
     pub recipe: RecipeArgs,
     /// These stages and what they read; all, when none is named
-    #[arg(value_name = "STAGE")]
+    #[arg(value_name = "STAGE", add = Offer::new(completing::stages))]
     pub stages: Vec<String>,
     #[command(flatten)]
     pub select: SelectArgs,
@@ -171,9 +182,26 @@ pub struct RunArgs {
     /// What to do with checkpoints of an interrupted stage
     #[arg(long, value_enum, default_value_t = ResumeArg::Auto)]
     pub resume: ResumeArg,
+    /// Start only if it is expected to cost at most this, from what its stages took before: time,
+    /// CPU or GPU time (90min, 4cpuh, 2gpuh) or money (20USD, with --rate); several: 2gpuh,1h
+    #[arg(long, value_name = "LIMIT", value_delimiter = ',')]
+    pub max_cost: Vec<Limit>,
+    /// What is paid for time, CPU or GPU time: 2.10USD/gpuh
+    #[arg(
+        long,
+        value_name = "RATE",
+        value_delimiter = ',',
+        requires = "max_cost"
+    )]
+    pub rate: Vec<Rate>,
+    /// Start although it may cost more than --max-cost
+    #[arg(long, requires = "max_cost")]
+    pub yes: bool,
     /// Write what happens to FILE as JSON lines
     #[arg(long, value_name = "FILE")]
     pub events: Option<PathBuf>,
+    #[command(flatten)]
+    pub ci: CiArgs,
     /// Print the outcome as JSON
     #[arg(long)]
     pub json: bool,
@@ -184,7 +212,7 @@ pub struct PlanArgs {
     #[command(flatten)]
     pub recipe: RecipeArgs,
     /// These stages and what they read; all, when none is named
-    #[arg(value_name = "STAGE")]
+    #[arg(value_name = "STAGE", add = Offer::new(completing::stages))]
     pub stages: Vec<String>,
     #[command(flatten)]
     pub select: SelectArgs,
@@ -213,6 +241,7 @@ pub struct WhyArgs {
     #[command(flatten)]
     pub recipe: RecipeArgs,
     /// The stage
+    #[arg(add = Offer::new(completing::stages))]
     pub stage: String,
     #[command(flatten)]
     pub store: StoreArgs,
@@ -235,7 +264,7 @@ pub struct GetArgs {
     #[command(flatten)]
     pub recipe: RecipeArgs,
     /// The artifact
-    #[arg(value_name = "STAGE.OUTPUT")]
+    #[arg(value_name = "STAGE.OUTPUT", add = Offer::new(completing::outputs))]
     pub output: String,
     /// The directory to make
     #[arg(long, value_name = "DIR")]
@@ -247,6 +276,34 @@ pub struct GetArgs {
     pub store: StoreArgs,
     #[command(flatten)]
     pub remote: RemoteArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct AdoptArgs {
+    /// The file or directory
+    pub path: PathBuf,
+    /// Who brings it in
+    #[arg(long, value_name = "WHO")]
+    pub by: String,
+    /// Where it was made or taken from
+    #[arg(long, value_name = "WHERE")]
+    pub from: String,
+    /// Why it is brought in
+    #[arg(long, value_name = "TEXT")]
+    pub why: String,
+    /// Refuse it unless a file has this sha256, as its maker published it; several
+    #[arg(long, value_name = "[FILE=]HEX")]
+    pub sha256: Vec<String>,
+    /// The source's name in the lines that are printed for a recipe
+    #[arg(long = "as", value_name = "NAME", default_value = "base")]
+    pub name: String,
+    #[command(flatten)]
+    pub store: StoreArgs,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+    /// Print as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -276,10 +333,13 @@ pub struct RunsArgs {
 #[derive(Debug, Args)]
 pub struct ShowArgs {
     /// A run's id, the start of one, or `last`
+    #[arg(add = Offer::new(completing::runs))]
     pub run: String,
     /// Print the metrics of a stage as JSON lines
-    #[arg(long, value_name = "STAGE")]
+    #[arg(long, value_name = "STAGE", add = Offer::new(completing::stages_of_run))]
     pub metrics: Option<String>,
+    #[command(flatten)]
+    pub ci: CiArgs,
     #[command(flatten)]
     pub store: StoreArgs,
     /// Print the record as JSON
@@ -290,8 +350,10 @@ pub struct ShowArgs {
 #[derive(Debug, Args)]
 pub struct CompareArgs {
     /// A run's id, the start of one, or `last`
+    #[arg(add = Offer::new(completing::runs))]
     pub a: String,
     /// The other run
+    #[arg(add = Offer::new(completing::runs))]
     pub b: String,
     #[command(flatten)]
     pub store: StoreArgs,
@@ -303,7 +365,7 @@ pub struct CompareArgs {
 #[derive(Debug, Args)]
 pub struct ReportArgs {
     /// Runs (ids, the start of one, or `last`); the first in detail, the others' curves beside it
-    #[arg(value_name = "RUN", required = true)]
+    #[arg(value_name = "RUN", required = true, add = Offer::new(completing::runs))]
     pub runs: Vec<String>,
     /// The file to write: one page, no scripts, no requests
     #[arg(long, value_name = "FILE")]
@@ -313,9 +375,31 @@ pub struct ReportArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct ArchiveArgs {
+    /// A run's id, the start of one, or `last`
+    #[arg(add = Offer::new(completing::runs))]
+    pub run: String,
+    /// The folder to make
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// An artifact that it is to hold; several
+    #[arg(long, value_name = "STAGE.OUTPUT")]
+    pub with: Vec<String>,
+    /// The license of what is in it: a URL or words
+    #[arg(long, value_name = "LICENSE", default_value = "not stated")]
+    pub license: String,
+    #[command(flatten)]
+    pub store: StoreArgs,
+    #[command(flatten)]
+    pub remote: RemoteArgs,
+}
+
+#[derive(Debug, Args)]
 pub struct LogsArgs {
     /// A run's id, the start of one, or `last`
+    #[arg(add = Offer::new(completing::runs))]
     pub run: String,
+    #[arg(add = Offer::new(completing::stages_of_run))]
     pub stage: String,
     /// Which attempt [default: the last]
     #[arg(long, value_name = "N")]
@@ -421,6 +505,15 @@ pub struct TransferArgs {
 #[derive(Debug, Args)]
 pub struct CompletionsArgs {
     pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// The verb it is about, such as run or "cache gc"; of recipe itself, when none is named
+    pub verb: Option<String>,
+    /// Write all pages to DIR instead
+    #[arg(long, value_name = "DIR", conflicts_with = "verb")]
+    pub to: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -1,8 +1,12 @@
 //! The command line of `recipe`: arguments, printing, exit codes. One file per verb in [`verbs`].
 
 mod args;
+mod budget;
 mod causes;
+mod ci;
+mod completing;
 mod devices;
+mod digests;
 mod fail;
 mod format;
 mod names;
@@ -11,7 +15,9 @@ mod past;
 mod price;
 mod progress;
 mod project;
+mod provenance;
 mod report;
+mod spending;
 mod tensors;
 mod verbs;
 
@@ -29,6 +35,9 @@ fn main() -> ExitCode {
         return runner::guard::main();
     }
     output::report_panics();
+    if completing::answered() {
+        return ExitCode::SUCCESS;
+    }
     match std::panic::catch_unwind(run) {
         Ok(code) => ExitCode::from(code),
         // the hook has said what happened
@@ -62,17 +71,20 @@ fn dispatch(verb: Verb) -> Result<u8, Fail> {
         Verb::Why(args) => verbs::why::run(args),
         Verb::Check(args) => verbs::check::run(args),
         Verb::Get(args) => verbs::get::run(args),
+        Verb::Adopt(args) => verbs::adopt::run(args),
         Verb::Graph(args) => verbs::graph::run(args),
         Verb::Runs(args) => verbs::runs::run(args),
         Verb::Show(args) => verbs::show::run(args),
         Verb::Compare(args) => verbs::compare::run(args),
         Verb::Report(args) => verbs::report::run(args),
+        Verb::Archive(args) => verbs::archive::run(args),
         Verb::Logs(args) => verbs::logs::run(args),
         Verb::Baseline(args) => verbs::baseline::run(args),
         Verb::Verify(args) => verbs::verify::run(*args),
         Verb::Cache(args) => verbs::cache::run(args),
         Verb::Schema => verbs::schema::run(),
         Verb::Completions(args) => verbs::completions::run(args),
+        Verb::Man(args) => verbs::man::run(args),
         Verb::Doctor(args) => verbs::doctor::run(args),
         Verb::Init(args) => verbs::init::run(args),
     }

@@ -2,6 +2,7 @@
 //! their registries in `arch` and `data`.
 
 use crate::fail::Fail;
+use serde_json::{Value, json};
 use spec::{Diagnostic, Recipe, Stage, codes};
 
 /// Refuses unknown families, unknown environments and wrong environment options.
@@ -11,6 +12,42 @@ pub fn check(recipe: &Recipe) -> Result<(), Fail> {
         environment(recipe, stage)?;
     }
     Ok(())
+}
+
+/// Writes the names that [`check`] takes into the definitions of the recipe file's schema, so that editors
+/// offer them.
+pub fn list(definitions: &mut Value) {
+    let families: Vec<&str> = arch::FAMILIES.iter().map(|f| f.model_type).collect();
+    let environments: Vec<&str> = data::env::ENVIRONMENTS.iter().map(|e| e.name).collect();
+    enumerate(&mut definitions["Init"]["properties"]["family"], &families);
+    enumerate(&mut definitions["Environments"], &environments);
+}
+
+/// The first string at or below a schema, but for those that are written in a pattern, is one of `names`.
+/// So is the `name` of each table below it.
+fn enumerate(schema: &mut Value, names: &[&str]) {
+    match schema {
+        Value::Object(map) => {
+            let is = |key: &str, value: &str| map.get(key).is_some_and(|v| v == value);
+            if is("type", "string") && !map.contains_key("pattern") {
+                let filled_in = json!({ "pattern": r"\$\{" });
+                map.insert("anyOf".to_owned(), json!([{ "enum": names }, filled_in]));
+                // left out, it is refused: no default to offer
+                map.shift_remove("default");
+                return;
+            }
+            for key in ["anyOf", "items"] {
+                if let Some(below) = map.get_mut(key) {
+                    enumerate(below, names);
+                }
+            }
+            if let Some(name) = map.get_mut("properties").and_then(|p| p.get_mut("name")) {
+                enumerate(name, names);
+            }
+        }
+        Value::Array(all) => all.iter_mut().for_each(|one| enumerate(one, names)),
+        _ => {}
+    }
 }
 
 fn family(recipe: &Recipe, stage: &Stage) -> Result<(), Fail> {

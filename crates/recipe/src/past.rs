@@ -6,6 +6,7 @@ use cache::{Key, ResultRecord, Store};
 use serde::Deserialize;
 use serde_json::Value;
 use spec::Preimage;
+use spec::assertion::Judged;
 
 use crate::fail::Fail;
 use crate::verbs::runs::{computed_in, find, record};
@@ -37,6 +38,14 @@ pub struct Stage {
     pub outputs: BTreeMap<String, String>,
     #[serde(default)]
     pub metrics: BTreeMap<String, f64>,
+    /// What its assertions came to.
+    #[serde(default)]
+    pub verdicts: Vec<Judged>,
+    /// Why it ran, or why it did not.
+    pub why: Option<String>,
+    /// Wall seconds in this run.
+    #[serde(default)]
+    pub seconds: f64,
     /// Wall seconds that computing the result took, in whichever run that was.
     pub cost_seconds: Option<f64>,
     pub error: Option<Failure>,
@@ -45,6 +54,7 @@ pub struct Stage {
 /// Why a stage has no result.
 #[derive(Deserialize)]
 pub struct Failure {
+    pub class: String,
     pub message: String,
 }
 
@@ -65,6 +75,17 @@ impl Run {
             )
         })?;
         Ok(Run { id, stages, record })
+    }
+
+    /// A run that has just ended, as its record tells it.
+    pub fn of(outcome: &runner::Outcome) -> Run {
+        let record = serde_json::to_value(outcome).unwrap_or_default();
+        Run {
+            id: outcome.run.clone(),
+            // the fields of `Stage` are those of what was just written
+            stages: serde_json::from_value(record["stages"].clone()).unwrap_or_default(),
+            record,
+        }
     }
 
     pub fn stage(&self, name: &str) -> Option<&Stage> {

@@ -22,6 +22,7 @@ use crate::guard::Guard;
 use crate::job::{self, Inputs, Layout};
 use crate::launch::{Gang, LAUNCHERS};
 use crate::machine;
+use crate::meter::Meter;
 use crate::options::Resume;
 use crate::report::Report;
 use crate::scratch::Scratch;
@@ -51,6 +52,7 @@ pub struct Shared {
     /// Started with the first attempt; ends with the run.
     pub guarding: Mutex<Option<Arc<Guard>>>,
     pub scratch: Mutex<Option<Arc<Scratch>>>,
+    pub meter: Meter,
 }
 
 impl Shared {
@@ -104,7 +106,8 @@ pub enum Note {
     Ended {
         index: usize,
         attempt: Option<u32>,
-        seconds: f64,
+        /// What its attempts took, also those that failed.
+        spent: Cost,
         end: End,
     },
 }
@@ -124,22 +127,25 @@ pub enum End {
 pub fn run(job: Job, shared: &Shared, tell: &Sender<Note>) {
     let start = Instant::now();
     let mut attempt = None;
+    let mut spent = Cost::default();
     let end = Runner {
         job: &job,
         shared,
         tell,
         start,
         attempt: &mut attempt,
+        spent: &mut spent,
         forced_from: None,
         tried: Vec::new(),
         interrupt: shared.interrupt,
     }
     .run();
     let end = end.unwrap_or_else(End::Failed);
+    spent.seconds = start.elapsed().as_secs_f64();
     let _ = tell.send(Note::Ended {
         index: job.index,
         attempt,
-        seconds: start.elapsed().as_secs_f64(),
+        spent,
         end,
     });
 }
@@ -151,6 +157,8 @@ struct Runner<'a> {
     start: Instant,
     /// The last attempt that was claimed.
     attempt: &'a mut Option<u32>,
+    /// What its attempts took so far, but for wall-clock time.
+    spent: &'a mut Cost,
     /// A forced stage takes no checkpoint from before it was forced.
     forced_from: Option<u32>,
     /// Metrics of the steps of this stage's attempts in this run that came to no result.
@@ -310,7 +318,7 @@ impl Runner<'_> {
         let (stage, store) = (&*job.stage, &shared.store);
         let heart = store.heart(claim);
         let guard = shared.guard()?;
-        let begun = Instant::now();
+        let begun = crate::clock::now();
         let scratch = shared.scratch()?.attempt(&stage.name, claim.attempt)?;
         let layout = Layout {
             root: &scratch.path,
@@ -365,6 +373,8 @@ impl Runner<'_> {
         let (name, launcher) = LAUNCHERS[0];
         let calibration = self.calibrate();
         let mut emitted = Emitted::new(&scratch.path);
+        let energy = shared.meter.read(&job.gpus);
+        let launched = Instant::now();
         let mut gang: Box<dyn Gang + '_> = launcher(guard).launch(spec)?;
         if !stage.kind.trainer {
             gang = Box::new(Telling::new(gang, &mut emitted));
@@ -407,6 +417,15 @@ impl Runner<'_> {
                 );
             }
         }
+        let cpu_seconds = end.cpu_seconds;
+        let (cpu_joules, gpu_joules) = shared.meter.since(&energy, &job.gpus, cpu_seconds);
+        *self.spent += Cost {
+            seconds: 0.0,
+            gpu_seconds: launched.elapsed().as_secs_f64() * job.gpus.len() as f64,
+            cpu_seconds,
+            cpu_joules,
+            gpu_joules,
+        };
         let Events {
             numerics,
             metrics,
@@ -449,16 +468,15 @@ impl Runner<'_> {
         };
         let steps = curves::put(&steps, &scratch.path, store)?;
         fault::at("ingested");
-        let seconds = begun.elapsed().as_secs_f64();
         let provenance = json!({
             "recipe": shared.recipe,
             "stage": stage.name,
             "run": shared.run,
             "log": log.file_name().map(|n| n.to_string_lossy()),
-            "cpu_seconds": end.cpu_seconds,
             "max_rss": end.max_rss,
             "device": job.device,
             "calibration": calibration,
+            "started": begun,
             "finished": crate::clock::now(),
         });
         let record = ResultRecord {
@@ -467,7 +485,7 @@ impl Runner<'_> {
             metrics,
             cost: Cost {
                 seconds: self.start.elapsed().as_secs_f64(),
-                gpu_seconds: seconds * job.gpus.len() as f64,
+                ..*self.spent
             },
             numerics: Value::Array(numerics),
             provenance: into_map(provenance),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use cache::Store;
+use cache::{Cost, Store};
 use serde::Deserialize;
 
 /// The most recent runs that are looked at, and the bytes of their records: those of large recipes are large.
@@ -17,6 +17,9 @@ pub struct Past {
     pub key: Option<String>,
     /// Wall seconds of the computation, also when that run reused it.
     pub cost_seconds: Option<f64>,
+    /// All that the computation took.
+    #[serde(default)]
+    pub cost: Option<Cost>,
 }
 
 #[derive(Deserialize)]

@@ -97,4 +97,9 @@ impl Options {
             cancel: Cancel::default(),
         }
     }
+
+    /// Whether accelerated stages take GPUs.
+    pub fn takes_gpus(&self) -> bool {
+        self.device != Device::Cpu && !crate::machine::gpus().is_empty()
+    }
 }

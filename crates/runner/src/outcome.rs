@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use cache::Cost;
 use serde::Serialize;
 use spec::assertion::Judged;
 
 use crate::error::{AttemptError, Class};
+use crate::meter::Energy;
 
 /// The last state of a stage in a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -63,6 +65,19 @@ pub struct StageOutcome {
     pub seconds: f64,
     /// Wall seconds that computing the result took, in whichever run that was.
     pub cost_seconds: Option<f64>,
+    /// All that computing the result took, in whichever run that was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<Cost>,
+    /// What this run spent on it, failed attempts included.
+    #[serde(skip_serializing_if = "Cost::is_zero")]
+    pub spent: Cost,
+}
+
+/// What a run spent on these stages.
+pub(crate) fn spent(stages: &[StageOutcome]) -> Cost {
+    let mut all = Cost::default();
+    stages.iter().for_each(|stage| all += stage.spent);
+    all
 }
 
 /// The whole run's result.
@@ -74,6 +89,12 @@ pub struct Outcome {
     pub stages: Vec<StageOutcome>,
     pub exit_code: u8,
     pub seconds: f64,
+    /// When it began, as `2026-01-31T12:00:00.000Z`.
+    pub started: String,
+    /// What this run spent on all its stages; `seconds` are those of stages, side by side or not.
+    pub spent: Cost,
+    /// What measured energy, or why nothing did.
+    pub energy: Energy,
     /// Why the run record is incomplete, if it is. The results are in the store all the same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unrecorded: Option<AttemptError>,

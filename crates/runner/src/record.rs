@@ -3,6 +3,7 @@
 //! | below `runs/<id>/` | what |
 //! |---|---|
 //! | `record.json` | what ran, how it was asked for, each stage's outcome; replaced as stages end, so a crash leaves the last state |
+//! | `recipe.json` | the recipe's files and `-S` settings as they were read, and its sources with their digests |
 //! | `events.jsonl` | every [`Report`] with its time, appended as it happens |
 //! | `metrics.jsonl` | `{"stage", "attempt", "step", "metrics"}` per step |
 //! | `logs/<stage>-<attempt>.log` | what the attempt's processes printed, rank 0; other ranks beside it |
@@ -16,16 +17,18 @@ use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cache::Store;
+use cache::{Cost, Store};
 use serde::Serialize;
+use serde_json::{Map, json};
 use spec::Plan;
 
 use crate::clock;
 use crate::error::Error;
+use crate::meter::{Energy, Meter};
 use crate::options::Options;
-use crate::outcome::StageOutcome;
+use crate::outcome::{self, StageOutcome};
 use crate::report::{Report, Reporter};
-use crate::source::write_atomic;
+use crate::source::{Sources, write_atomic};
 
 const VERSION: u32 = 1;
 /// At most this often `record.json` is replaced, and files are sent to a remote store.
@@ -47,6 +50,8 @@ struct Record<'a> {
     finished: Option<String>,
     exit_code: Option<u8>,
     seconds: f64,
+    spent: Cost,
+    energy: Energy,
     stages: &'a [StageOutcome],
 }
 
@@ -60,7 +65,7 @@ pub struct Recorder<'a> {
     remote: Option<tempfile::TempDir>,
     events: BufWriter<File>,
     metrics: Option<BufWriter<File>>,
-    started: String,
+    pub started: String,
     /// When the run began.
     clock: Instant,
     written: Option<Instant>,
@@ -114,10 +119,31 @@ impl<'a> Recorder<'a> {
         self.clock.elapsed().as_secs_f64()
     }
 
+    /// Writes what the run was asked: the recipe's text, and what its sources were found to be.
+    pub fn asked(&mut self, sources: &Sources) {
+        let recipe = &self.plan.recipe;
+        let files = recipe.texts();
+        let files = files.map(|(name, text)| json!({ "name": name, "text": text }));
+        let sources = sources.known().map(|(name, known)| {
+            let from = recipe.sources[name].from.told();
+            let digest = known.digest.hex();
+            (name.to_owned(), json!({ "from": from, "digest": digest }))
+        });
+        let asked = json!({
+            "version": VERSION,
+            "files": files.collect::<Vec<_>>(),
+            "settings": recipe.settings().collect::<Vec<_>>(),
+            "sources": sources.collect::<Map<_, _>>(),
+        });
+        if let Err(e) = write_atomic(&self.dir.join("recipe.json"), asked.to_string().as_bytes()) {
+            self.failure.get_or_insert(e);
+        }
+    }
+
     /// Replaces `record.json` if it is time to.
-    pub fn update(&mut self, stages: &[StageOutcome]) {
+    pub fn update(&mut self, stages: &[StageOutcome], meter: &Meter) {
         if self.written.is_none_or(|at| at.elapsed() > EVERY) {
-            self.write(stages, None);
+            self.write(stages, meter, None);
         }
         if self.remote.is_some() && self.sent.elapsed() > SEND_EVERY {
             self.sent = Instant::now();
@@ -126,8 +152,13 @@ impl<'a> Recorder<'a> {
     }
 
     /// Writes the final record. Tells what of the record could not be written.
-    pub fn finish(mut self, stages: &[StageOutcome], exit_code: u8) -> Result<(), Error> {
-        self.write(stages, Some(exit_code));
+    pub fn finish(
+        mut self,
+        stages: &[StageOutcome],
+        meter: &Meter,
+        exit_code: u8,
+    ) -> Result<(), Error> {
+        self.write(stages, meter, Some(exit_code));
         let flushed = self
             .events
             .flush()
@@ -140,7 +171,7 @@ impl<'a> Recorder<'a> {
         self.failure.map_or(Ok(()), Err)
     }
 
-    fn write(&mut self, stages: &[StageOutcome], exit_code: Option<u8>) {
+    fn write(&mut self, stages: &[StageOutcome], meter: &Meter, exit_code: Option<u8>) {
         self.written = Some(Instant::now());
         let record = Record {
             version: VERSION,
@@ -159,6 +190,8 @@ impl<'a> Recorder<'a> {
             finished: exit_code.map(|_| clock::now()),
             exit_code,
             seconds: self.seconds(),
+            spent: outcome::spent(stages),
+            energy: meter.energy(),
             stages,
         };
         let bytes = serde_json::to_vec(&record).unwrap_or_default();

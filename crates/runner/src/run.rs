@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cache::Brief;
+use cache::{Brief, Cost};
 use spec::assertion::Judged;
 use spec::{Plan, Reference};
 
@@ -23,8 +23,9 @@ use crate::guard;
 use crate::history::Past;
 use crate::job::{Input, Inputs};
 use crate::judge::{self, Bench, Of};
+use crate::meter::Meter;
 use crate::options::Options;
-use crate::outcome::{Outcome, Status};
+use crate::outcome::{self, Outcome, Status};
 use crate::ready::Ready;
 use crate::record::Recorder;
 use crate::report::{Report, Reporter};
@@ -61,6 +62,7 @@ pub fn run(plan: &Plan, options: &Options, reporter: &mut dyn Reporter) -> Resul
         guard: guard_program(options)?,
         guarding: Mutex::new(None),
         scratch: Mutex::new(None),
+        meter: Meter::new(),
     });
     let pins = Pins::new(&session.store);
     let states = States::new(plan);
@@ -132,6 +134,7 @@ impl Run<'_> {
     /// The main loop.
     fn work(&mut self, told: &Receiver<Note>) -> Result<(), Error> {
         self.decide_sources()?;
+        self.recorder.asked(&self.session.sources);
         fault::at("decided");
         loop {
             while let Some(i) = self.states.due.pop_front() {
@@ -153,13 +156,14 @@ impl Run<'_> {
                 Ok(Note::Ended {
                     index,
                     attempt,
-                    seconds,
+                    spent,
                     end,
-                }) => self.ended(index, attempt, seconds, end),
+                }) => self.ended(index, attempt, spent, end),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
-            self.recorder.update(&self.states.outcomes);
+            self.recorder
+                .update(&self.states.outcomes, &self.shared.meter);
         }
     }
 
@@ -191,7 +195,7 @@ impl Run<'_> {
                     let _ = tell.send(Note::Ended {
                         index,
                         attempt: None,
-                        seconds: 0.0,
+                        spent: Cost::default(),
                         end: End::Failed(error),
                     });
                 }
@@ -249,11 +253,12 @@ impl Run<'_> {
         self.result(i, Status::Reused, &found.brief);
     }
 
-    fn ended(&mut self, i: usize, attempt: Option<u32>, seconds: f64, end: End) {
+    fn ended(&mut self, i: usize, attempt: Option<u32>, spent: Cost, end: End) {
         if let Some((need, gpus)) = self.taken.remove(&i) {
             self.slots.give_back(&need, gpus);
         }
-        self.states.outcomes[i].seconds = seconds;
+        self.states.outcomes[i].seconds = spent.seconds;
+        self.states.outcomes[i].spent += spent;
         self.states.outcomes[i].attempt = attempt;
         let attempt = attempt.unwrap_or(0);
         if let (End::Ran(record) | End::Adopted(record), Some(key)) =
@@ -301,6 +306,7 @@ impl Run<'_> {
             .map(|(k, d)| (k.clone(), d.hex()))
             .collect();
         outcome.cost_seconds = Some(result.cost.seconds);
+        outcome.cost = Some(result.cost);
         let status = match broken {
             Some(text) => {
                 outcome.error = Some(assertion_failure(text));
@@ -390,9 +396,9 @@ impl Run<'_> {
                 Ok(Note::Ended {
                     index,
                     attempt,
-                    seconds,
+                    spent,
                     end,
-                }) => self.ended(index, attempt, seconds, end),
+                }) => self.ended(index, attempt, spent, end),
                 Ok(Note::Report(report)) => self.report(report),
                 Err(_) => break,
             }
@@ -435,9 +441,11 @@ impl Run<'_> {
             states,
             recorder,
             session,
+            shared,
             ..
         } = self;
-        let recorded = recorder.finish(&states.outcomes, exit_code);
+        let started = recorder.started.clone();
+        let recorded = recorder.finish(&states.outcomes, &shared.meter, exit_code);
         worked?;
         // What became of the stages is told in any case; a lost record is a failure only where there is no graver one.
         let unrecorded = recorded
@@ -450,6 +458,9 @@ impl Run<'_> {
         Ok(Outcome {
             run,
             recipe: session.plan.recipe.name.clone(),
+            started,
+            spent: outcome::spent(&states.outcomes),
+            energy: shared.meter.energy(),
             stages: states.outcomes,
             exit_code,
             seconds,

@@ -64,6 +64,8 @@ impl States {
             error: None,
             seconds: 0.0,
             cost_seconds: None,
+            cost: None,
+            spent: cache::Cost::default(),
         });
         let mut states = States {
             phases: vec![Phase::Waiting; plan.order.len()],

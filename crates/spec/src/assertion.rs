@@ -74,6 +74,7 @@ pub struct Assertion {
     /// Compare with the same metric of the same stage in a pinned run: `pin:NAME`, as `recipe
     /// baseline accept` made it.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^pin:[A-Za-z0-9_-]+$"))]
     pub baseline: Option<String>,
     /// How much lower than the baseline passes: a number, a share of the baseline ("2%"), or a
     /// multiple of the pinned history's standard deviation ("3 sigma").
@@ -92,6 +93,7 @@ pub struct Assertion {
     pub confidence: Option<f64>,
     /// The bits of the stage's output must be those of a pinned run: `pin:NAME`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^pin:[A-Za-z0-9_-]+$"))]
     pub digest: Option<String>,
     /// Which output `digest` looks at; left out, all of them.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -48,6 +48,7 @@ codes! {
     STAGE = "R0406", "a stage failed";
     TIMEOUT = "R0407", "a stage ran past its timeout";
     ASSERTION = "R0408", "an assertion does not hold";
+    COST = "R0409", "a run would cost more than is allowed";
     INFRA = "R0501", "the machine, the network or the disk failed; worth a retry";
     INTEGRITY = "R0502", "what was read is not what its digest says";
     INTERNAL = "R0901", "an error in recipe itself";

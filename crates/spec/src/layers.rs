@@ -26,6 +26,8 @@ pub struct RecipeFile {
     pub files: Files,
     /// Has `recipe`, `source` and `stage`; `params` and `profile` are used up.
     pub root: Node,
+    /// Names of all profiles.
+    pub profiles: Vec<String>,
 }
 
 const TOP: [&str; 5] = ["recipe", "params", "source", "stage", "profile"];
@@ -46,6 +48,9 @@ pub fn read(path: &Path, layers: &Layers) -> Result<RecipeFile, Box<Diagnostic>>
     // before anything is overridden: a parameter whose use a profile or `-S` replaces is not unused
     params::check_used(&files, &root, &used)?;
     check_profiles(&files, &root)?;
+    let profiles = root.get("profile").and_then(Node::as_table);
+    let profiles = profiles.into_iter().flatten();
+    let profiles = profiles.map(|(name, _)| name.clone()).collect();
     apply_profile(&files, &mut root, layers.profile.as_deref())?;
     for setting in &layers.settings {
         apply_setting(&mut files, &mut root, setting)?;
@@ -55,6 +60,7 @@ pub fn read(path: &Path, layers: &Layers) -> Result<RecipeFile, Box<Diagnostic>>
         path: path.to_owned(),
         files,
         root,
+        profiles,
     })
 }
 
@@ -308,7 +314,7 @@ fn apply_setting(
             .nearest(&path.join("."))
             .as_str()
             .is_some_and(|old| !(old.starts_with("${") && old.ends_with('}')));
-    let number = files.add("command line", text);
+    let number = files.add(crate::tree::COMMAND_LINE, text);
     let offset = text.len() - value.len();
     let mut node = setting_value(files, number, value.trim(), was_string);
     node.at = crate::tree::At {

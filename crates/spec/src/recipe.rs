@@ -1,6 +1,6 @@
 //! A recipe whose every reference is resolved and every value has its type.
 
-use crate::tree::{Files, Node};
+use crate::tree::{COMMAND_LINE, Files, Node};
 use crate::{ArtifactKind, Assertion, Kind, Place, Placement};
 use indexmap::IndexMap;
 use serde_json::Value;
@@ -20,11 +20,24 @@ pub struct Recipe {
     pub sources: IndexMap<String, Source>,
     /// In the order of the file.
     pub stages: IndexMap<String, Arc<Stage>>,
+    /// Names of all profiles, chosen or not.
+    pub profiles: Vec<String>,
     pub(crate) files: Files,
     pub(crate) root: Node,
 }
 
 impl Recipe {
+    /// The files that it was read from, with their texts.
+    pub fn texts(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.files.all().filter(|(name, _)| *name != COMMAND_LINE)
+    }
+
+    /// The `-S` settings that were applied.
+    pub fn settings(&self) -> impl Iterator<Item = &str> {
+        let all = self.files.all().filter(|(name, _)| *name == COMMAND_LINE);
+        all.map(|(_, text)| text)
+    }
+
     /// Whether a stage's own table has a key, such as `timeout`.
     pub fn says(&self, stage: &str, key: &str) -> bool {
         let stage = self.root.get("stage").and_then(|all| all.get(stage));
@@ -59,6 +72,22 @@ pub enum SourceSpec {
     },
     /// An object or prefix of an object store, or `https://`.
     Url(String),
+    /// An artifact that `recipe adopt` brought in: its digest, 64 hexadecimal digits.
+    Adopted(String),
+}
+
+impl SourceSpec {
+    /// Where a source came from, without folders of this machine.
+    pub fn told(&self) -> String {
+        match self {
+            Self::Path(path) => path
+                .file_name()
+                .unwrap_or(path.as_os_str())
+                .to_string_lossy()
+                .into_owned(),
+            other => other.to_string(),
+        }
+    }
 }
 
 impl fmt::Display for SourceSpec {
@@ -76,6 +105,7 @@ impl fmt::Display for SourceSpec {
                 files,
             } => write!(f, "hf://datasets/{repo}@{revision}{}", listed(files)),
             Self::Url(url) => f.write_str(url),
+            Self::Adopted(digest) => write!(f, "adopted {}", digest.get(..12).unwrap_or(digest)),
         }
     }
 }

@@ -1,4 +1,8 @@
-//! JSON Schema of the recipe file, from the same definitions as the parser.
+//! JSON Schema of the recipe file, from the same definitions as the parser. What types do not say is in
+//! [`rules`], and what of it the parser is asked for in [`asked`].
+
+mod asked;
+mod rules;
 
 use crate::kinds::{ArtifactKind, KINDS, Kind};
 use crate::{Assertion, Checkpoint, Resources, Retry, SCHEMA};
@@ -13,12 +17,17 @@ pub fn recipe() -> Value {
         .map(|kind| stage(kind, &mut generator))
         .collect();
     let mut definitions = generator.take_definitions(true);
+    let told = rules::ask(&mut definitions);
     allow_params(&mut definitions);
     let layered = |stage: Value| {
         json!({
-            "params": { "type": "object", "description": "values used as ${params.name}" },
-            "source": { "type": "object", "additionalProperties": source() },
-            "stage": { "type": "object", "additionalProperties": stage },
+            "params": { "type": "object", "propertyNames": { "pattern": NAME }, "description": "values used as ${params.name}" },
+            "source": { "type": "object", "propertyNames": { "pattern": NAME }, "additionalProperties": source() },
+            "stage": {
+                "type": "object",
+                "propertyNames": { "pattern": NAME, "not": { "const": "source" } },
+                "additionalProperties": stage,
+            },
         })
     };
     let mut properties = layered(json!({ "$ref": "#/$defs/stage" }));
@@ -47,7 +56,11 @@ pub fn recipe() -> Value {
             }),
         );
     }
+    // a layer of another file, which says the kind
+    let layer = json!({ "type": "object", "not": { "required": ["kind"] } });
+    let stages = [stages, vec![layer]].concat();
     definitions.insert("stage".to_owned(), json!({ "oneOf": stages }));
+    let alone = rules::alone(&told);
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "recipe",
@@ -55,11 +68,16 @@ pub fn recipe() -> Value {
         "type": "object",
         "properties": properties,
         "additionalProperties": false,
+        "if": alone["if"],
+        "then": alone["then"],
         "$defs": definitions,
     })
 }
 
 const NAME: &str = "^[A-Za-z0-9_-]+$";
+/// `stage.output`, a cell's or all cells' (`sft[lr=0.1].model`), or text with something to fill in.
+const REFERENCE: &str = r"\$\{|^[A-Za-z0-9_-]+(\[.*\])?\.[A-Za-z0-9_-]+$";
+const TIMEOUT: &str = r"\$\{|^([0-9]+[smhd])+$";
 
 fn stage(kind: &Kind, generator: &mut SchemaGenerator) -> Value {
     let with: Value = kind.schema(generator).into();
@@ -69,7 +87,7 @@ fn stage(kind: &Kind, generator: &mut SchemaGenerator) -> Value {
         "with": with,
         "resources": generator.subschema_for::<Resources>(),
         "retry": generator.subschema_for::<Retry>(),
-        "timeout": { "type": "string", "description": "wall time of one attempt, such as 12h" },
+        "timeout": { "type": "string", "pattern": TIMEOUT, "description": "wall time of one attempt, such as 12h" },
         "assert": {
             "type": "array",
             "items": generator.subschema_for::<Assertion>(),
@@ -90,10 +108,8 @@ fn stage(kind: &Kind, generator: &mut SchemaGenerator) -> Value {
         }
         if kind.open_inputs {
             for key in ["cmd", "out", "env"] {
-                map.insert(
-                    key.to_owned(),
-                    json!({ "type": "array", "items": { "type": "string" } }),
-                );
+                let list = json!({ "type": "array", "items": { "type": "string" }, "uniqueItems": key != "cmd" });
+                map.insert(key.to_owned(), list);
             }
         }
     }
@@ -107,7 +123,7 @@ fn stage(kind: &Kind, generator: &mut SchemaGenerator) -> Value {
 }
 
 fn inputs(kind: &Kind) -> Value {
-    let one = json!({ "type": "string" });
+    let one = json!({ "type": "string", "pattern": REFERENCE });
     let list = json!({ "anyOf": [one, { "type": "array", "items": one, "minItems": 1 }] });
     if kind.open_inputs {
         return json!({ "type": "object", "additionalProperties": list });
@@ -121,13 +137,7 @@ fn inputs(kind: &Kind) -> Value {
             (port.name.to_owned(), schema)
         })
         .collect();
-    let required: Vec<&str> = kind
-        .inputs
-        .iter()
-        .filter(|p| p.required)
-        .map(|p| p.name)
-        .collect();
-    json!({ "type": "object", "properties": properties, "required": required, "additionalProperties": false })
+    json!({ "type": "object", "properties": properties, "additionalProperties": false })
 }
 
 fn artifact(kind: ArtifactKind) -> &'static str {
@@ -159,12 +169,29 @@ fn allow_params(definitions: &mut Map<String, Value>) {
 const PARAM: &str = "^\\$\\{ *params\\.[A-Za-z0-9_-]+ *\\}$";
 
 fn source() -> Value {
-    let text = json!({ "type": "string" });
+    let text = json!({ "type": "string", "minLength": 1 });
+    let matching =
+        |pattern: &str| json!({ "type": "string", "pattern": format!(r"\$\{{|{pattern}") });
+    let repository = matching("^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?$");
+    let local =
+        json!({ "not": { "anyOf": [{ "required": ["revision"] }, { "required": ["files"] }] } });
+    let place = |name: &str, rest: &Value| json!({ "required": [name], "allOf": [rest] });
+    let anything = json!({});
     json!({
         "type": "object",
-        "properties": { "path": text, "hf": text, "hf_dataset": text, "url": text, "revision": text, "files": { "type": "array", "items": text } },
+        "properties": {
+            "path": text, "hf": repository, "hf_dataset": repository, "url": matching("://"),
+            "adopted": matching("^[0-9a-f]{64}$"), "revision": text,
+            "files": { "type": "array", "items": text },
+        },
         "oneOf": [
-            { "required": ["path"] }, { "required": ["hf"] }, { "required": ["hf_dataset"] }, { "required": ["url"] }
+            place("path", &local), place("hf", &anything), place("hf_dataset", &anything), place("url", &local),
+            place("adopted", &local),
+            // a layer of another file, which says the place
+            { "not": { "anyOf": [
+                { "required": ["path"] }, { "required": ["hf"] }, { "required": ["hf_dataset"] },
+                { "required": ["url"] }, { "required": ["adopted"] },
+            ] } },
         ],
         "additionalProperties": false,
     })

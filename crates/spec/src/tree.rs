@@ -125,6 +125,9 @@ impl Node {
 #[derive(Clone, Debug, Default)]
 pub struct Files(Vec<(String, String)>);
 
+/// What messages show as the file of a `-S` setting.
+pub const COMMAND_LINE: &str = "command line";
+
 impl Files {
     /// Adds a text under the name that messages show.
     pub fn add(&mut self, name: impl Into<String>, text: impl Into<String>) -> u32 {
@@ -139,6 +142,14 @@ impl Files {
     /// Whether a text of any file holds `part`.
     pub fn any_contains(&self, part: &str) -> bool {
         self.0.iter().any(|(_, text)| text.contains(part))
+    }
+
+    /// All files with their texts, in the order they were read; `-S` settings are files named
+    /// [`COMMAND_LINE`].
+    pub fn all(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0
+            .iter()
+            .map(|(name, text)| (name.as_str(), text.as_str()))
     }
 
     pub fn text(&self, file: u32) -> &str {

@@ -1,4 +1,5 @@
-//! `recipe init DIR`: a folder with a commented recipe that runs offline on a CPU.
+//! `recipe init DIR`: a folder with a commented recipe that runs offline on a CPU, and the schema that
+//! editors check it by.
 
 use crate::args::InitArgs;
 use crate::fail::Fail;
@@ -6,6 +7,8 @@ use crate::output;
 use std::path::Path;
 
 const RECIPE: &str = include_str!("init/recipe.toml");
+/// The recipe's first line names it.
+const SCHEMA: &str = "recipe.schema.json";
 
 pub fn run(args: InitArgs) -> Result<u8, Fail> {
     let dir = &args.dir;
@@ -18,6 +21,8 @@ pub fn run(args: InitArgs) -> Result<u8, Fail> {
     }
     std::fs::create_dir_all(dir).map_err(|e| Fail::io("make", dir, &e))?;
     write(&file, RECIPE)?;
+    let schema = super::schema::schema();
+    write(&dir.join(SCHEMA), &format!("{schema:#}\n"))?;
     let ignore = dir.join(".gitignore");
     if !ignore.exists() {
         write(&ignore, ".recipe/\n")?;

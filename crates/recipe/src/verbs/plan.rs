@@ -2,15 +2,18 @@
 //! what memory training stages need.
 
 use crate::args::PlanArgs;
+use crate::budget::Estimate;
 use crate::causes;
 use crate::devices::{self, Devices, Gpus};
 use crate::fail::Fail;
 use crate::format::{duration, table};
 use crate::price::{self, Priced};
-use crate::{output, project};
+use crate::{output, project, spending};
+use cache::Cost;
 use runner::{Resolved, State};
 use serde_json::{Value, json};
 use spec::Plan;
+use std::collections::HashMap;
 
 /// Exit code of `--detailed-exitcode` when something would run.
 const WOULD_RUN: u8 = 7;
@@ -29,10 +32,11 @@ pub fn run(args: PlanArgs) -> Result<u8, Fail> {
         options.remote = project::remote(&args.remote, &options.store);
     }
     let stages = runner::resolve(&plan, &options)?;
+    let estimate = Estimate::of(&plan, &stages, options.takes_gpus());
     if args.json {
-        output::json(&as_json(&plan, &stages, &priced));
+        output::json(&as_json(&plan, &stages, &estimate, &priced));
     } else {
-        output::line(as_text(&plan, &stages));
+        output::line(as_text(&plan, &stages, &estimate));
         if !priced.is_empty() {
             output::line(format!("\n{}", devices::own_text(&priced)));
         }
@@ -143,7 +147,7 @@ fn cost(stage: &Resolved) -> Option<f64> {
     stage.past.as_ref().and_then(|p| p.cost_seconds)
 }
 
-fn as_text(plan: &Plan, stages: &[Resolved]) -> String {
+fn as_text(plan: &Plan, stages: &[Resolved], estimate: &Estimate) -> String {
     let mut rows = vec![
         ["stage", "kind", "", "last time", "why"]
             .map(str::to_owned)
@@ -165,18 +169,17 @@ fn as_text(plan: &Plan, stages: &[Resolved]) -> String {
         ]);
     }
     let count = |wanted: &str| stages.iter().filter(|s| word(&s.state) == wanted).count();
-    let ahead: Vec<&Resolved> = stages
-        .iter()
-        .filter(|s| matches!(s.state, State::Run(_) | State::Undecided(_)))
-        .collect();
-    let known: f64 = ahead.iter().filter_map(|s| cost(s)).sum();
-    let price = match ahead.iter().filter(|s| cost(s).is_some()).count() {
-        _ if ahead.is_empty() => String::new(),
-        0 => ", at unknown cost".to_owned(),
-        n if n == ahead.len() => format!(", {} last time", duration(known)),
+    let prices = &estimate.0;
+    let price = match prices.iter().filter(|p| p.cost.is_some()).count() {
+        _ if prices.is_empty() => String::new(),
+        0 => "\nexpected cost: not known, none of them has run before".to_owned(),
         n => format!(
-            ", {} last time for the {n} that ran before",
-            duration(known)
+            "\nexpected cost: {}{}",
+            spending::cost(&estimate.known()),
+            match prices.len() - n {
+                0 => String::new(),
+                _ => format!(" for {n} of {}, not known for the others", prices.len()),
+            }
         ),
     };
     format!(
@@ -189,12 +192,19 @@ fn as_text(plan: &Plan, stages: &[Resolved]) -> String {
     )
 }
 
-fn as_json(plan: &Plan, stages: &[Resolved], priced: &[(String, Result<Priced, String>)]) -> Value {
+fn as_json(
+    plan: &Plan,
+    stages: &[Resolved],
+    estimate: &Estimate,
+    priced: &[(String, Result<Priced, String>)],
+) -> Value {
     let memory = |stage: &str| {
         let found = priced.iter().find(|(name, _)| name == stage);
         let known = found.and_then(|(_, priced)| priced.as_ref().ok());
         known.map(|priced| (devices::memory_json(&priced.memory()), priced.step_flops()))
     };
+    let prices = estimate.0.iter().map(|p| (p.stage.as_str(), p.cost));
+    let expected: HashMap<&str, Option<Cost>> = prices.collect();
     let rows: Vec<Value> = plan
         .order
         .iter()
@@ -211,10 +221,13 @@ fn as_json(plan: &Plan, stages: &[Resolved], priced: &[(String, Result<Priced, S
                 "key": stage.key.map(|k| k.hex()),
                 "checkpoint": stage.checkpoint,
                 "cost_seconds": cost(stage),
+                "expected_cost": expected.get(stage.stage.as_str()).copied().flatten(),
                 "memory": memory(&stage.stage).map(|m| m.0),
                 "step_flops": memory(&stage.stage).map(|m| m.1),
             })
         })
         .collect();
-    json!({ "version": 1, "recipe": plan.recipe.name, "stages": rows })
+    json!({
+        "version": 1, "recipe": plan.recipe.name, "stages": rows, "expected_cost": estimate.known(),
+    })
 }

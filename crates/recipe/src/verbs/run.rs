@@ -1,15 +1,27 @@
 //! `recipe run`: what is missing is computed, and the outcome said.
 
 use crate::args::{RecipeArgs, ResumeArg, RunArgs};
+use crate::budget::Estimate;
 use crate::fail::{self, Fail};
 use crate::format::{duration, table};
+use crate::past::Run;
 use crate::progress::{Watch, plain, stage};
-use crate::{output, project};
+use crate::{output, project, spending};
 use runner::{Outcome, Status};
 use serde_json::json;
 use spec::Plan;
 
 pub fn run(args: RunArgs) -> Result<u8, Fail> {
+    let (ci, recipe) = (args.ci.clone(), args.recipe.recipe.clone());
+    ci.begin(&recipe)?;
+    let ended = work(args);
+    if let Err(fail) = &ended {
+        ci.write_failure(&recipe, fail);
+    }
+    ended
+}
+
+fn work(args: RunArgs) -> Result<u8, Fail> {
     let recipe = project::load(&args.recipe)?;
     let file = args.recipe.recipe.clone();
     let typed = typed(&args.recipe);
@@ -28,10 +40,18 @@ pub fn run(args: RunArgs) -> Result<u8, Fail> {
         ResumeArg::Auto => runner::Resume::Auto,
         ResumeArg::Never => runner::Resume::Never,
     };
+    if !args.max_cost.is_empty() && !args.yes {
+        let stages = runner::resolve(&plan, &options)?;
+        Estimate::of(&plan, &stages, options.takes_gpus()).within(&args.max_cost, &args.rate)?;
+    }
     // before any thread starts, so that all of them leave these signals to the one that waits
     options.cancel.on_signals()?;
     let mut watch = Watch::new(&plan, args.events.as_deref())?;
     let outcome = runner::run(&plan, &options, &mut watch)?;
+    let reported = match args.ci.wanted() {
+        true => args.ci.write(&Run::of(&outcome)),
+        false => Ok(()),
+    };
     if args.json {
         let mut value = serde_json::to_value(&outcome).unwrap_or_default();
         value["version"] = json!(1);
@@ -57,7 +77,11 @@ pub fn run(args: RunArgs) -> Result<u8, Fail> {
             error.help.as_deref(),
         ));
     }
-    let code = outcome.exit_code;
+    let mut code = outcome.exit_code;
+    if let Err(fail) = reported {
+        output::error(&fail.report());
+        code = if code == 0 { fail.exit_code() } else { code };
+    }
     // The process ends here: to free thousands of stages one by one would only take time.
     std::mem::forget((plan, outcome));
     Ok(code)
@@ -101,7 +125,10 @@ fn summary(outcome: &Outcome) -> String {
         reused,
         outcome.stages.len(),
         duration(outcome.seconds)
-    )
+    ) + &match outcome.spent.is_zero() {
+        true => String::new(),
+        false => format!("\nspent: {}", spending::cost(&outcome.spent)),
+    }
 }
 
 /// The recipe and its layers as they were typed, for the next command.

@@ -6,14 +6,19 @@ use crate::format::{duration, table};
 use crate::past::Run;
 use crate::progress::stage::key_metrics;
 use crate::verbs::runs::{computed_in, state, text};
-use crate::{output, project};
+use crate::{output, project, spending};
 use serde_json::Value;
 use spec::diagnostic::suggestion;
 use std::collections::BTreeMap;
 
 pub fn run(args: ShowArgs) -> Result<u8, Fail> {
     let store = project::open_store(&args.store)?;
-    let Run { id, record, .. } = Run::read(&store, &args.run)?;
+    let run = Run::read(&store, &args.run)?;
+    if args.ci.wanted() {
+        args.ci.write(&run)?;
+        return Ok(0);
+    }
+    let Run { id, record, .. } = run;
     let stages = record["stages"].as_array().cloned().unwrap_or_default();
     if let Some(name) = &args.metrics {
         let known = || stages.iter().filter_map(|s| s["stage"].as_str());
@@ -41,15 +46,16 @@ pub fn run(args: ShowArgs) -> Result<u8, Fail> {
         return Ok(0);
     }
     output::line(format!(
-        "run      {id}\nrecipe   {} ({})\nstarted  {}\nstate    {}, {}\n",
+        "run      {id}\nrecipe   {} ({})\nstarted  {}\nstate    {}, {}\n{}\n",
         text(&record, "recipe"),
         text(&record, "file"),
         text(&record, "started"),
         state(&record),
         record["seconds"].as_f64().map(duration).unwrap_or_default(),
+        spending::text(&record),
     ));
     let mut rows = vec![
-        ["stage", "kind", "state", "time", "metrics", "key"]
+        ["stage", "kind", "state", "time", "cost", "metrics", "key"]
             .map(str::to_owned)
             .to_vec(),
     ];
@@ -59,6 +65,7 @@ pub fn run(args: ShowArgs) -> Result<u8, Fail> {
             text(stage, "kind"),
             text(stage, "status").replace('_', " "),
             stage["seconds"].as_f64().map(duration).unwrap_or_default(),
+            spending::of_stage(stage),
             key_metrics(&numbers(&stage["metrics"])),
             text(stage, "key").get(..12).unwrap_or("-").to_owned(),
         ]);

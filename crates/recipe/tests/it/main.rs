@@ -1,6 +1,10 @@
 //! The built binary, driven as a user drives it.
 
+mod ci;
 mod golden;
+mod help;
 mod looks;
 mod project;
+mod provenance;
+mod schema;
 mod verbs;

@@ -5,7 +5,9 @@
 //! | local path | hashed each time, through the store's stat cache | in place, checked again after the attempt |
 //! | hub | its pin | links to the hub cache's files |
 //! | URL | its pin | from the store, where it was put when it was fetched |
+//! | adopted | the digest that the recipe names | from the store |
 
+mod adopted;
 mod files;
 mod hub;
 mod lock;
@@ -19,6 +21,7 @@ use spec::{Recipe, SourceSpec};
 
 use crate::error::{Class, Error};
 
+pub use adopted::{Adoption, adopt};
 pub use files::single_file;
 use hub::Repository;
 pub use lock::{Lock, Origin, Pin, write_atomic};
@@ -34,7 +37,7 @@ pub fn at_hand(recipe: &Recipe, name: &str) -> Option<PathBuf> {
     let spec = &recipe.sources.get(name)?.from;
     match spec {
         SourceSpec::Path(path) => Some(path.clone()),
-        SourceSpec::Url(_) => None,
+        SourceSpec::Url(_) | SourceSpec::Adopted(_) => None,
         SourceSpec::Hf { .. } | SourceSpec::HfDataset { .. } => {
             let (repository, revision) = repository(spec)?;
             hub::cached(name, &repository, revision)
@@ -58,6 +61,7 @@ pub enum From {
         commit: String,
     },
     Url(String),
+    Store,
 }
 
 /// The sources that a plan reads.
@@ -84,6 +88,11 @@ impl Sources {
         };
         for name in names {
             let spec = &recipe.sources[name].from;
+            if let SourceSpec::Adopted(digest) = spec {
+                let known = adopted(store, name, digest)?;
+                sources.known.insert(name.to_owned(), known);
+                continue;
+            }
             let origin = origin(recipe, spec);
             let pin = sources.lock.get(&origin).cloned();
             let known = match (spec, pin) {
@@ -135,7 +144,7 @@ impl Sources {
                         message,
                     });
                 }
-                (_, None) => None,
+                (_, None) | (SourceSpec::Adopted(_), _) => None,
                 (SourceSpec::Hf { .. } | SourceSpec::HfDataset { .. }, Some(pin)) => {
                     repository(spec).and_then(|(repository, _)| known_hub(repository, pin))
                 }
@@ -149,6 +158,13 @@ impl Sources {
             }
         }
         Ok(sources)
+    }
+
+    /// All that are known, by name.
+    pub fn known(&self) -> impl Iterator<Item = (&str, &Known)> {
+        self.known
+            .iter()
+            .map(|(name, known)| (name.as_str(), known))
     }
 
     pub fn get(&self, name: &str) -> Option<&Known> {
@@ -165,7 +181,7 @@ impl Sources {
     ) -> Result<(), Error> {
         let spec = &recipe.sources[name].from;
         let (known, commit) = match spec {
-            SourceSpec::Path(_) => return Ok(()),
+            SourceSpec::Path(_) | SourceSpec::Adopted(_) => return Ok(()),
             SourceSpec::Hf { .. } | SourceSpec::HfDataset { .. } => {
                 let Some((repository, revision)) = repository(spec) else {
                     return Ok(());
@@ -217,10 +233,15 @@ impl Known {
                         return Err(changed(name, at, self.digest, again.digest));
                     }
                 }
-                let manifest = store.materialize(&self.digest, to, cache::Link::Reflink)?;
-                Ok(files::handed_over(&manifest, to))
+                self.materialize(store, to)
             }
+            From::Store => self.materialize(store, to),
         }
+    }
+
+    fn materialize(&self, store: &Store, to: &Path) -> Result<PathBuf, Error> {
+        let manifest = store.materialize(&self.digest, to, cache::Link::Reflink)?;
+        Ok(files::handed_over(&manifest, to))
     }
 
     /// Fails when a source that was read in place is no longer what it was.
@@ -239,6 +260,19 @@ impl Known {
             help: Some("run again: the stage then reads the new content".into()),
         })
     }
+}
+
+/// An artifact that the recipe names by digest.
+fn adopted(store: &Store, name: &str, digest: &str) -> Result<Known, Error> {
+    let digest: Digest = digest.parse().map_err(|e| Error::Source {
+        name: name.to_owned(),
+        message: format!("'{digest}' is not a digest: {e}"),
+        class: Class::Config,
+        help: Some("`recipe adopt` prints it".into()),
+    })?;
+    adopted::check(store, name, &digest)?;
+    let from = From::Store;
+    Ok(Known { digest, from })
 }
 
 fn known_hub(repository: Repository, pin: Pin) -> Option<Known> {
@@ -276,7 +310,7 @@ fn repository(spec: &SourceSpec) -> Option<(Repository, &str)> {
             revision,
             files,
         } => (repo, true, revision, files),
-        SourceSpec::Path(_) | SourceSpec::Url(_) => return None,
+        SourceSpec::Path(_) | SourceSpec::Url(_) | SourceSpec::Adopted(_) => return None,
     };
     let repository = Repository {
         id: id.clone(),
@@ -313,6 +347,13 @@ fn origin(recipe: &Recipe, spec: &SourceSpec) -> Origin {
             revision: revision.clone(),
             files: files.clone(),
         },
-        SourceSpec::Url(url) => Origin::Url(url.clone()),
+        SourceSpec::Url(url) | SourceSpec::Adopted(url) => Origin::Url(url.clone()),
     }
+}
+
+/// The commit that a hub source's revision stood for when it was pinned.
+pub fn commit(recipe: &Recipe, name: &str) -> Result<Option<String>, Error> {
+    let lock = Lock::read(&recipe.folder)?;
+    let pin = lock.get(&origin(recipe, &recipe.sources[name].from));
+    Ok(pin.and_then(|p| p.commit.clone()))
 }

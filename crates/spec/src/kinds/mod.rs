@@ -129,6 +129,7 @@ struct Functions {
     outputs: fn(&Value) -> Vec<String>,
     schema: fn(&mut schemars::SchemaGenerator) -> schemars::Schema,
     defaults: fn() -> Value,
+    refuses: fn(&Value) -> Option<Invalid>,
 }
 
 impl Functions {
@@ -147,6 +148,7 @@ impl Functions {
             },
             schema: |generator| generator.subschema_for::<C>(),
             defaults: || to_value(&C::default()),
+            refuses: |value| from_value::<C>(value).err(),
         }
     }
 }
@@ -185,6 +187,11 @@ impl Kind {
     /// The configuration that an empty `with` stands for, before required fields are checked.
     pub fn defaults(&self) -> Value {
         (self.config.defaults)()
+    }
+
+    /// What is wrong with a configuration, if anything.
+    pub(crate) fn refuses(&self, with: &Value) -> Option<Invalid> {
+        (self.config.refuses)(with)
     }
 
     /// `name@version`, as it stands in preimages.

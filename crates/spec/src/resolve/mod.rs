@@ -31,7 +31,12 @@ struct Head {
 
 /// Resolves a merged recipe file; the first mistake in it is the error.
 pub fn resolve(file: RecipeFile) -> Result<Recipe> {
-    let RecipeFile { path, files, root } = file;
+    let RecipeFile {
+        path,
+        files,
+        root,
+        profiles,
+    } = file;
     let resolver = Resolver { files: &files };
     let head = resolver.head(&path, &root)?;
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
@@ -45,6 +50,7 @@ pub fn resolve(file: RecipeFile) -> Result<Recipe> {
         folder,
         sources,
         stages,
+        profiles,
         files,
         root,
     })

@@ -22,14 +22,14 @@ impl<'a> Resolver<'a> {
     }
 
     fn source(&self, folder: &Path, name: &str, node: &Node) -> Result<Source> {
-        const PLACES: [&str; 4] = ["path", "hf", "hf_dataset", "url"];
+        const PLACES: [&str; 5] = ["path", "hf", "hf_dataset", "url", "adopted"];
         let owner = format!("source '{name}'");
         let table = read::table(self.files, &owner, node)?;
         read::only(
             self.files,
             &owner,
             table,
-            &["path", "hf", "hf_dataset", "url", "revision", "files"],
+            &[&PLACES[..], &["revision", "files"]].concat(),
         )?;
         let given: Vec<_> = PLACES.iter().filter(|p| table.contains_key(**p)).collect();
         let place = match given[..] {
@@ -39,7 +39,7 @@ impl<'a> Resolver<'a> {
                     codes::MISSING,
                     node.at,
                     format!("{owner} does not say where it comes from"),
-                    "add one of `path`, `hf`, `hf_dataset`, `url`",
+                    "add one of `path`, `hf`, `hf_dataset`, `url`, `adopted`",
                 ));
             }
             [first, second, ..] => {
@@ -137,6 +137,18 @@ impl<'a> Resolver<'a> {
                 },
                 ArtifactKind::Dataset,
             ),
+            "adopted" => {
+                let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+                if text.len() != 64 || !text.bytes().all(hex) {
+                    return Err(self.error(
+                        codes::RANGE,
+                        value.at,
+                        format!("{owner}: '{text}' is not a digest"),
+                        "write the 64 hexadecimal digits that `recipe adopt` printed",
+                    ));
+                }
+                (SourceSpec::Adopted(text), ArtifactKind::Files)
+            }
             _ if text.contains("://") => (SourceSpec::Url(text), ArtifactKind::Files),
             _ => {
                 return Err(self.error(

@@ -1,0 +1,54 @@
+//! What runs cost, in words: time, CPU and GPU hours, energy.
+
+use cache::Cost;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::format::{duration, number};
+
+/// `3m05s of stages, 0.12 CPU hours, 1.5 GPU hours, 81 Wh`.
+pub fn cost(cost: &Cost) -> String {
+    let mut parts = vec![
+        format!("{} of stages", duration(cost.seconds)),
+        format!("{} CPU hours", number(cost.cpu_seconds / 3600.0)),
+    ];
+    if cost.gpu_seconds > 0.0 {
+        parts.push(format!("{} GPU hours", number(cost.gpu_seconds / 3600.0)));
+    }
+    if let Some(joules) = cost.joules() {
+        parts.push(format!("{} Wh", number(joules / 3600.0)));
+    }
+    parts.join(", ")
+}
+
+/// What computing a stage's result took, in whichever run that was: `1m02s CPU, 0.5 GPU hours, 2 Wh`.
+pub fn of_stage(stage: &Value) -> String {
+    let Ok(cost) = Cost::deserialize(&stage["cost"]) else {
+        return "-".to_owned();
+    };
+    let mut parts = vec![format!("{} CPU", duration(cost.cpu_seconds))];
+    if cost.gpu_seconds > 0.0 {
+        parts.push(format!("{} GPU", duration(cost.gpu_seconds)));
+    }
+    if let Some(joules) = cost.joules() {
+        parts.push(format!("{} Wh", number(joules / 3600.0)));
+    }
+    parts.join(", ")
+}
+
+/// What a run spent, from its record or outcome, and where its energy is not known.
+pub fn text(run: &Value) -> String {
+    let spent = Cost::deserialize(&run["spent"]).unwrap_or_default();
+    if spent.is_zero() {
+        return "Spent nothing: every stage was reused.".to_owned();
+    }
+    let mut out = format!("Spent {}.", cost(&spent));
+    for device in ["cpu", "gpu"] {
+        let how = run["energy"][device].as_str().unwrap_or_default();
+        if let Some(why) = how.strip_prefix("not measured: ") {
+            let device = device.to_uppercase();
+            out += &format!(" Energy of the {device} is not known: {why}.");
+        }
+    }
+    out
+}
