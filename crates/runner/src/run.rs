@@ -184,6 +184,9 @@ impl Run<'_> {
             };
             self.taken.insert(i, (need, gpus));
             self.states.set(i, Phase::Running);
+            // a runner that dies from here on leaves a record of what it was about
+            self.recorder
+                .update(&self.states.outcomes, &self.shared.meter);
             let (shared, tell) = (self.shared.clone(), self.tell.clone());
             self.crew.start(Box::new(move || {
                 let index = job.index;
