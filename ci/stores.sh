@@ -1,5 +1,5 @@
 #!/bin/sh
-# The store's tests on real servers: moto (S3) and gcp-storage-emulator from PyPI, Azurite from npm.
+# The store's tests on real servers: moto (S3) and gcp-storage-emulator (with ci/gcs.py) from PyPI, Azurite from npm.
 # Usage: ci/stores.sh [s3|azure|gcs].. [-- cargo test arguments]; all three when none is named.
 # Needs python3 with venv, node for Azurite, and the network once. Prints one line per server.
 set -eu
@@ -19,18 +19,14 @@ pip() {
     [ -x "$home/python/bin/python" ] || python3 -m venv "$home/python"
     [ -x "$home/python/bin/$1" ] || "$home/python/bin/pip" install --quiet "$2"
 }
-# answers METHOD URL [HEADER: VALUE].. until the server does
+# ask METHOD URL: until the server answers
 ask() {
     python3 - "$@" <<'PY'
 import sys, time, urllib.error, urllib.request
-method, url, *headers = sys.argv[1:]
-data = b'{"name": "recipe-test"}' if method == "POST" else None
+method, url = sys.argv[1:]
 for attempt in range(150):
     try:
-        request = urllib.request.Request(url, data=data, method=method)
-        for header in headers:
-            request.add_header(*header.split(": ", 1))
-        urllib.request.urlopen(request)
+        urllib.request.urlopen(urllib.request.Request(url, method=method))
         break
     except urllib.error.HTTPError as error:
         if error.code == 409: break
@@ -87,12 +83,12 @@ PY
         url=az://recipe-test/store
         ;;
     gcs)
-        pip gcp-storage-emulator gcp-storage-emulator
-        (cd "$work" && exec "$home/python/bin/gcp-storage-emulator" start --host 127.0.0.1 --port "$at" --in-memory) >"$work/gcs.log" 2>&1 &
+        pip gcp-storage-emulator gcp-storage-emulator==2026.7.19
+        "$home/python/bin/python" ci/gcs.py "$at" >"$work/gcs.log" 2>&1 &
         servers="$servers $!"
         printf '{"gcs_base_url": "http://127.0.0.1:%s", "disable_oauth": true, "client_email": "", "private_key": "", "private_key_id": ""}' "$at" >"$work/gcs.json"
         export GOOGLE_SERVICE_ACCOUNT="$work/gcs.json"
-        ask POST "http://127.0.0.1:$at/storage/v1/b?project=test" 'Content-Type: application/json'
+        ask GET "http://127.0.0.1:$at/storage/v1/b"
         url=gs://recipe-test/store
         ;;
     *)
