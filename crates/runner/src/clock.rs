@@ -4,8 +4,29 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Now, as `2026-01-31T12:00:00.000Z`.
 pub fn now() -> String {
-    let (y, mo, d, h, mi, s, ms) = civil(millis());
+    text(millis())
+}
+
+fn text(millis: u64) -> String {
+    let (y, mo, d, h, mi, s, ms) = civil(millis);
     format!("{y:04}-{mo:02}-{d:02}T{h:02}:{mi:02}:{s:02}.{ms:03}Z")
+}
+
+/// [`now`] for many moments: events come by the thousand in a millisecond.
+#[derive(Default)]
+pub struct Stamps {
+    at: u64,
+    text: String,
+}
+
+impl Stamps {
+    pub fn now(&mut self) -> &str {
+        let at = millis();
+        if self.at != at {
+            (self.at, self.text) = (at, text(at));
+        }
+        &self.text
+    }
 }
 
 /// An id for a run that sorts by time: `20260131-120000-000-1a2b3c`.

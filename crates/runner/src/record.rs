@@ -64,6 +64,7 @@ pub struct Recorder<'a> {
     /// Holds `dir` when the store is remote.
     remote: Option<tempfile::TempDir>,
     events: BufWriter<File>,
+    stamps: clock::Stamps,
     metrics: Option<BufWriter<File>>,
     pub started: String,
     /// When the run began.
@@ -101,6 +102,7 @@ impl<'a> Recorder<'a> {
             dir,
             remote,
             events,
+            stamps: clock::Stamps::default(),
             metrics: None,
             started: clock::now(),
             clock,
@@ -246,7 +248,7 @@ impl<'a> Recorder<'a> {
 
 #[derive(Serialize)]
 struct Timed<'a> {
-    time: String,
+    time: &'a str,
     #[serde(flatten)]
     report: &'a Report,
 }
@@ -261,14 +263,9 @@ struct Step<'a> {
 
 impl Reporter for Recorder<'_> {
     fn report(&mut self, report: &Report) {
-        let line = serde_json::to_vec(&Timed {
-            time: clock::now(),
-            report,
-        })
-        .unwrap_or_default();
-        let mut written = self
-            .events
-            .write_all(&line)
+        let time = self.stamps.now();
+        let mut written = serde_json::to_writer(&mut self.events, &Timed { time, report })
+            .map_err(std::io::Error::from)
             .and_then(|()| self.events.write_all(b"\n"));
         // Reused stages come in thousands at once; everything else is rare, and wanted on disk should the run be killed.
         let quiet = matches!(

@@ -11,13 +11,23 @@ pub fn in_parts<T: Sync, R: Send>(items: &[T], each: impl Fn(&[T]) -> R + Sync) 
     if items.len() < MANY {
         return vec![each(items)];
     }
-    let cores = available_parallelism().map_or(1, |n| n.get()).min(8);
+    let parts: Vec<&[T]> = items.chunks(items.len().div_ceil(cores())).collect();
+    side_by_side(&parts, |part| each(part))
+}
+
+/// Threads that work is shared among.
+pub fn cores() -> usize {
+    available_parallelism().map_or(1, |n| n.get()).min(8)
+}
+
+/// `each` of a few large items, on a thread of its own, in their order.
+pub fn side_by_side<T: Sync, R: Send>(items: &[T], each: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let each = &each;
     let join = |thread: ScopedJoinHandle<'_, R>| thread.join().unwrap_or_else(|e| resume_unwind(e));
     scope(|scope| {
         let threads: Vec<_> = items
-            .chunks(items.len().div_ceil(cores))
-            .map(|part| scope.spawn(move || each(part)))
+            .iter()
+            .map(|item| scope.spawn(move || each(item)))
             .collect();
         threads.into_iter().map(join).collect()
     })

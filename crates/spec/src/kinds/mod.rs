@@ -282,7 +282,7 @@ impl Invalid {
 
 /// Reads a canonical configuration, as the worker does with [`crate::JobSpec::with`].
 pub fn from_value<C: Config>(with: &Value) -> Result<C, Invalid> {
-    let mut config: C = serde_json::from_value(with.clone()).map_err(|e| Invalid {
+    let mut config = C::deserialize(with).map_err(|e| Invalid {
         field: String::new(),
         message: format!("the configuration does not fit this version of the stage kind: {e}"),
         help: "use the `recipe` and `recipe-worker` of the same build".to_owned(),

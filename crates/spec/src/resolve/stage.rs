@@ -171,7 +171,7 @@ impl<'a> Resolver<'a> {
     /// Placement written among the settings that make up a stage's identity.
     fn refuse_placement(&self, owner: &str, kind: &Kind, with: &Table) -> Result<()> {
         for (key, entry) in with {
-            if !is_setting(kind, key) && RESOURCES.contains(&key.as_str()) {
+            if RESOURCES.contains(&key.as_str()) && !is_setting(kind, key) {
                 return Err(self.error(
                     codes::UNKNOWN_KEY,
                     entry.key_at,
