@@ -29,6 +29,8 @@ pub struct Remote {
     /// The same store, where uploads in parts can be told apart and gone on with.
     multipart: Option<Arc<dyn MultipartStore>>,
     transfers: Option<PathBuf>,
+    /// Set once uploads that were left long ago are given up.
+    idle: OnceLock<()>,
     observer: OnceLock<Observer>,
     runtime: OnceLock<Runtime>,
 }
@@ -49,9 +51,8 @@ impl Remote {
         }
         let (store, multipart) = open::open(&parsed).map_err(|why| bad(redact(&why)))?;
         let prefix = Key::from_url_path(parsed.path()).map_err(|e| bad(e.to_string()))?;
-        let mut remote = Remote::new(url.trim_end_matches('/'), store, prefix);
-        remote.multipart = multipart;
-        Ok(remote)
+        let remote = Remote::new(url.trim_end_matches('/'), store, prefix);
+        Ok(remote.with_multipart(multipart))
     }
 
     /// Uses `store` below `prefix`; `url` is how people name it.
@@ -62,9 +63,16 @@ impl Remote {
             store,
             multipart: None,
             transfers: None,
+            idle: OnceLock::new(),
             observer: OnceLock::new(),
             runtime: OnceLock::new(),
         }
+    }
+
+    /// Uses `multipart`, which is the same store, for large objects: their uploads can be gone on with.
+    pub fn with_multipart(mut self, multipart: Option<Arc<dyn MultipartStore>>) -> Remote {
+        self.multipart = multipart;
+        self
     }
 
     /// Keeps in `folder` how far uploads are, so that one that was killed is gone on with.

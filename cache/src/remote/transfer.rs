@@ -2,14 +2,16 @@
 //!
 //! An upload's state is a file of lines: what is sent, then the number and tag of each part that
 //! arrived. Objects sent by way of it are named by their content, so that parts of an earlier try
-//! are parts of the same bytes. An upload that is never gone on with stays with the store until
-//! its bucket's rule for incomplete uploads removes it.
+//! are parts of the same bytes. An upload that was not gone on with for a day is given up by the
+//! next one from the same machine, so that nobody pays for its parts; where no machine comes back,
+//! the bucket's rule for incomplete uploads has to remove it.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use object_store::multipart::PartId;
 use object_store::path::Path as Key;
@@ -29,6 +31,8 @@ const PIECE: u64 = 8 << 20;
 const MOST_PARTS: u64 = 9000;
 /// Pieces of one file in flight.
 const IN_FLIGHT: usize = 8;
+/// An upload that nobody went on with for so long is given up.
+const IDLE: Duration = Duration::from_secs(24 * 3600);
 
 type Task<T> = JoinHandle<object_store::Result<T>>;
 
@@ -70,6 +74,7 @@ impl Remote {
         if self.multipart.is_none() {
             return self.upload_anew(path, source, &mut file);
         }
+        self.idle.get_or_init(|| self.give_up_idle());
         let (upload, resumed) = self.begin(path, size)?;
         match self.send_parts(path, source, &file, upload) {
             // the store may have forgotten what an earlier try sent
@@ -91,6 +96,30 @@ impl Remote {
     fn forget(&self, path: &str) {
         if let Some(at) = self.state_of(path) {
             let _ = std::fs::remove_file(at);
+        }
+    }
+
+    /// Aborts uploads to this store that were left long ago. What cannot be asked now is tried another day.
+    fn give_up_idle(&self) {
+        let (Some(folder), Some(multipart)) = (&self.transfers, &self.multipart) else {
+            return;
+        };
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            let idle = |at: &Path| {
+                let left = at.metadata().ok()?.modified().ok()?.elapsed().ok()?;
+                let file = File::open(at).ok().filter(|_| left > IDLE)?;
+                file.try_lock().ok()?;
+                let head = read_state(&file).0.filter(|head| head.url == self.url)?;
+                Some((file, head))
+            };
+            let Some((_held, head)) = idle(&entry.path()) else {
+                continue;
+            };
+            let key = self.key(&head.path);
+            let gone = self.block(async { multipart.abort_multipart(&key, &head.id).await });
+            if matches!(gone, Ok(()) | Err(object_store::Error::NotFound { .. })) {
+                let _ = std::fs::remove_file(entry.path());
+            }
         }
     }
 

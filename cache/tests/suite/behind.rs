@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use cache::{Claimed, Pushed, Reason, Store};
+use cache::{Backend, Claimed, Pushed, Reason, Store};
 
 use super::common::*;
 
@@ -149,14 +149,13 @@ fn a_fetch_goes_on_where_the_last_ended() {
     }
 }
 
-#[test]
-fn an_upload_goes_on_where_the_last_ended() {
-    let folder = tempfile::tempdir().unwrap();
-    let bytes = noise((40 << 20) + 17);
-    let file = folder.path().join("file");
-    std::fs::write(&file, &bytes).unwrap();
+/// A remote store in memory that keeps how far uploads are, and an upload to it that breaks off after two pieces.
+fn broken_off(
+    folder: &std::path::Path,
+    file: &std::path::Path,
+) -> (cache::Remote, Arc<Mutex<Vec<u64>>>) {
     let remote = cache::Remote::open("memory://").unwrap();
-    let remote: Arc<dyn cache::Backend> = Arc::new(remote.keeping(Some(folder.path().join("t"))));
+    let remote = remote.keeping(Some(folder.join("t")));
     let told = Arc::new(Mutex::new(Vec::new()));
     let tell = told.clone();
     remote.observe(Arc::new(move |progress| {
@@ -165,7 +164,7 @@ fn an_upload_goes_on_where_the_last_ended() {
         assert!(told.len() != 2, "cut off after two pieces");
     }));
     let sent = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        remote.put_from("blobs/x", &file)
+        remote.put_from("blobs/x", file)
     }));
     assert!(sent.is_err());
     assert_eq!(
@@ -173,12 +172,50 @@ fn an_upload_goes_on_where_the_last_ended() {
         None,
         "no part of it can be seen"
     );
+    (remote, told)
+}
+
+#[test]
+fn an_upload_goes_on_where_the_last_ended() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = noise((40 << 20) + 17);
+    let file = folder.path().join("file");
+    std::fs::write(&file, &bytes).unwrap();
+    let (remote, told) = broken_off(folder.path(), &file);
     remote.put_from("blobs/x", &file).unwrap();
     assert_eq!(remote.get("blobs/x").unwrap().unwrap(), bytes);
     let told = told.lock().unwrap_or_else(|e| e.into_inner());
     assert!(told[2] > told[1] && told.len() < 8, "it went on: {told:?}");
+    let states = std::fs::read_dir(folder.path().join("t")).unwrap();
+    assert_eq!(states.count(), 0);
+}
+
+#[test]
+fn an_upload_that_was_left_is_given_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, noise((40 << 20) + 17)).unwrap();
+    let (first, told) = broken_off(folder.path(), &file);
+    // another process, a day later
+    let (store, multipart) = first.raw();
+    let again = || {
+        let remote = cache::Remote::new("memory:", store.clone(), Default::default());
+        remote
+            .with_multipart(multipart.clone())
+            .keeping(Some(folder.path().join("t")))
+    };
+    let states = || std::fs::read_dir(folder.path().join("t")).unwrap().count();
+    again().put_from("blobs/y", &file).unwrap();
+    assert_eq!(states(), 1, "it is young");
+    age(&folder.path().join("t"), 2 * DAY);
+    again().put_from("blobs/z", &file).unwrap();
+    assert_eq!(states(), 0);
+    let before = told.lock().unwrap_or_else(|e| e.into_inner()).len();
+    first.put_from("blobs/x", &file).unwrap();
+    let told = told.lock().unwrap_or_else(|e| e.into_inner());
     assert_eq!(
-        std::fs::read_dir(folder.path().join("t")).unwrap().count(),
-        0
+        told.len() - before,
+        6,
+        "it was sent from its start: {told:?}"
     );
 }

@@ -2,7 +2,7 @@
 //! `RECIPE_ROUNDS` says how many rounds beside eight processes (100 are the proof).
 
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use cache::{Claimed, Gc, Ingest, Link, Published, Reason, Store};
 
@@ -31,14 +31,6 @@ fn record_run(store: &Store, id: &str, stages: &[usize]) {
     store.put_run(id, "record.json", record.as_bytes()).unwrap();
 }
 
-/// Makes everything below a folder look `age` old.
-fn age(root: &std::path::Path, age: Duration) {
-    for name in read_dir(root).keys() {
-        let file = std::fs::File::open(root.join(name)).unwrap();
-        file.set_modified(SystemTime::now() - age).unwrap();
-    }
-}
-
 fn there(store: &Store, i: usize) -> bool {
     let found = store.current(&key(i)).unwrap();
     found.is_some_and(|(_, record)| {
@@ -46,8 +38,6 @@ fn there(store: &Store, i: usize) -> bool {
         store.artifact_intact(&artifact).unwrap().is_yes()
     })
 }
-
-const DAY: Duration = Duration::from_secs(24 * 3600);
 
 #[test]
 fn what_runs_pins_and_locks_use_stays() {

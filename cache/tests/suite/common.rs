@@ -1,9 +1,10 @@
 //! Stores of every sort, and a stage to run in them.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use cache::{
     Backend, Claimed, Ingest, Key, Link, Liveness, Local, Published, Reason, Remote, ResultRecord,
@@ -126,6 +127,16 @@ pub fn read_dir(dir: &Path) -> BTreeMap<String, Vec<u8>> {
         }
     }
     found
+}
+
+pub const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Makes everything below a folder look `age` old.
+pub fn age(root: &Path, age: Duration) {
+    for name in read_dir(root).keys() {
+        let file = File::open(root.join(name)).unwrap();
+        file.set_modified(SystemTime::now() - age).unwrap();
+    }
 }
 
 pub fn preimage(i: usize) -> String {
