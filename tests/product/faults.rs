@@ -3,74 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use product_tests::{Project, kill, processes, wait_for};
-use serde_json::Value;
 
-/// Two stages side by side below one, and one that reads both; each says that it ran.
-const DIAMOND: &str = r#"[recipe]
-name = "diamond"
-schema = 1
-[source.text]
-path = "in.txt"
-[stage.top]
-kind = "command"
-in.x = "source.text"
-cmd = ["sh", "-c", "echo top >> $LOG; tr a-z A-Z < $IN_x > $OUT_out"]
-out = ["out"]
-env = ["LOG"]
-[stage.left]
-kind = "command"
-in.x = "top.out"
-cmd = ["sh", "-c", "echo left >> $LOG; rev < $IN_x > $OUT_out"]
-out = ["out"]
-env = ["LOG"]
-[stage.right]
-kind = "command"
-in.x = "top.out"
-cmd = ["sh", "-c", "echo right >> $LOG; mkdir $OUT_out; cp $IN_x $OUT_out/a; wc -c < $IN_x > $OUT_out/b"]
-out = ["out"]
-env = ["LOG"]
-[stage.bottom]
-kind = "command"
-in = { x = "left.out", y = "right.out" }
-cmd = ["sh", "-c", "echo bottom >> $LOG; cat $IN_x $IN_y/a $IN_y/b > $OUT_out"]
-out = ["out"]
-env = ["LOG"]
-"#;
-
-fn diamond() -> Project {
-    let project = Project::new(DIAMOND);
-    project.write("in.txt", "some words\n");
-    project
-}
-
-/// `recipe run` with a variable set.
-fn run(project: &Project, name: &str, value: &str) -> Command {
-    let mut command = project.command(&["run", "recipe.toml"]);
-    command.env("LOG", project.path("log"));
-    command.env(name, value);
-    command.stdout(Stdio::null()).stderr(Stdio::null());
-    command
-}
-
-fn json(project: &Project) -> Value {
-    let mut command = project.command(&["run", "recipe.toml", "--json"]);
-    let out = command.env("LOG", project.path("log"));
-    let out = out.output().expect("recipe starts");
-    assert!(
-        out.status.success(),
-        "{}",
-        String::from_utf8_lossy(&out.stderr)
-    );
-    serde_json::from_slice(&out.stdout).expect("JSON")
-}
-
-/// Outputs of all stages.
-fn outputs(run: &Value) -> Vec<String> {
-    let stages = run["stages"].as_array().expect("stages");
-    stages.iter().map(|s| s["outputs"].to_string()).collect()
-}
+use crate::diamond::{diamond, json, nothing_left, outputs, run, sleep_through_a_takeover};
 
 /// The points that the runner knows, as it says itself.
 fn points() -> BTreeSet<String> {
@@ -87,15 +24,6 @@ fn points() -> BTreeSet<String> {
     let said = String::from_utf8_lossy(&out.stderr).into_owned();
     let list = said.split("one of ").nth(1).expect("the list of points");
     list.trim().split(", ").map(str::to_owned).collect()
-}
-
-fn nothing_left(project: &Project) {
-    let needle = project.path("").display().to_string();
-    wait_for("end of all processes", || {
-        processes(needle.trim_end_matches('/'))
-            .is_empty()
-            .then_some(())
-    });
 }
 
 #[test]
@@ -167,49 +95,72 @@ fn a_worker_killed_at_any_point_changes_no_bit() {
     }
 }
 
-/// Waits until a process is stopped.
-fn stopped(pid: u32) {
-    wait_for("stopped process", || {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit_once(')')?
-            .1
-            .trim_start()
-            .starts_with('T')
-            .then_some(())
-    });
+/// The same at moments that nothing marks: in libtorch's start, inside a step, while a checkpoint is written. `RECIPE_CASES`
+/// says how many, `RECIPE_SEED` which.
+#[test]
+fn a_worker_killed_at_any_moment_changes_no_bit() {
+    const RUN: [&str; 5] = ["run", "recipe.toml", "sft", "-S", "steps=30"];
+    let number = |name: &str, default: u64| {
+        let text = std::env::var(name).ok();
+        text.map_or(default, |text| text.parse().expect("a number"))
+    };
+    let (cases, seed) = (number("RECIPE_CASES", 3), number("RECIPE_SEED", 5));
+    println!("RECIPE_CASES={cases} RECIPE_SEED={seed}");
+    let whole = Project::of("pipeline");
+    whole.recipe(&["run", "recipe.toml", "convert"]).expect(0);
+    let begun = Instant::now();
+    let expected = outputs(&whole.json(&RUN));
+    let took = begun.elapsed();
+    let mut killed = 0;
+    for case in 0..cases {
+        let project = Project::of("pipeline");
+        project.recipe(&["run", "recipe.toml", "convert"]).expect(0);
+        // as often as it takes: each attempt goes on from the last one's checkpoint
+        for round in 0..3 {
+            let mut child = project.start(&RUN);
+            std::thread::sleep(took.mul_f64(fraction(seed, case * 3 + round)));
+            let needle = project.path("").display().to_string();
+            let worker = |pid: &i32| {
+                let line = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                String::from_utf8_lossy(&line).contains("recipe-worker")
+            };
+            let workers: Vec<i32> = processes(needle.trim_end_matches('/'))
+                .into_iter()
+                .filter(worker)
+                .collect();
+            workers.iter().for_each(|pid| kill(*pid));
+            let code = child.wait().expect("it ends").code();
+            // it may have ended between the look and the kill
+            let allowed: &[i32] = if workers.is_empty() { &[0] } else { &[0, 4] };
+            assert!(
+                code.is_some_and(|code| allowed.contains(&code)),
+                "case {case}: {code:?}"
+            );
+            killed += usize::from(code == Some(4));
+            nothing_left(&project);
+            project.recipe(&["cache", "verify", "--paranoid"]).expect(0);
+        }
+        assert_eq!(outputs(&project.json(&RUN)), expected, "case {case}");
+        project.recipe(&["cache", "verify", "--paranoid"]).expect(0);
+    }
+    println!("{killed} kills in {} runs", cases * 3);
+    assert!(killed > 0, "no moment fell into a worker's life");
+}
+
+/// A number between 0 and 1 for each of a seed's cases: splitmix64.
+fn fraction(seed: u64, case: u64) -> f64 {
+    let mut z = (seed << 32)
+        .wrapping_add(case + 1)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
 }
 
 #[test]
 fn a_runner_that_slept_through_a_takeover_cannot_publish() {
     let project = diamond();
-    let mut sleeper = run(&project, "RECIPE_FAULT", "ingested:1:stop");
-    sleeper.env("RECIPE_CLAIM_TTL", "1s").stderr(Stdio::piped());
-    let sleeper = sleeper.spawn().expect("recipe starts");
-    stopped(sleeper.id());
-    let other = run(&project, "RECIPE_CLAIM_TTL", "1s")
-        .stderr(Stdio::piped())
-        .output()
-        .expect("recipe starts");
-    let said = String::from_utf8_lossy(&other.stderr);
-    assert!(
-        other.status.success() && said.contains("taking over"),
-        "{said}"
-    );
-    // SAFETY: plain kill(2).
-    unsafe { libc::kill(sleeper.id() as i32, libc::SIGCONT) };
-    let slept = sleeper.wait_with_output().expect("it ends");
-    let said = String::from_utf8_lossy(&slept.stderr);
-    assert!(slept.status.success(), "{said}");
-    assert!(said.contains("was taken over"), "{said}");
-    assert!(said.contains("top: done elsewhere"), "{said}");
-    // the one that took over ran every stage, the one that slept only the one it lost
-    let log = project.read("log");
-    let count = |stage: &str| log.lines().filter(|l| *l == stage).count();
-    assert_eq!(
-        [count("top"), count("left"), count("right"), count("bottom")],
-        [2, 1, 1, 1]
-    );
-    project.recipe(&["cache", "verify", "--paranoid"]).expect(0);
+    sleep_through_a_takeover(&project, |command| command, |command| command);
 }
 
 #[test]

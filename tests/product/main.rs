@@ -1,6 +1,8 @@
 //! Whole-product tests: the real binaries in scratch projects.
 
 mod bad_inputs;
+mod clocks;
+mod diamond;
 mod differential;
 mod experts;
 mod faults;

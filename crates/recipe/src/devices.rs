@@ -28,13 +28,14 @@ pub fn parse_memory(text: &str) -> Result<u64, String> {
         "gb" | "g" => 1e9,
         "gib" => (1u64 << 30) as f64,
         "mb" | "m" => 1e6,
+        "kb" | "k" => 1e3,
         "mib" => (1u64 << 20) as f64,
         "tb" | "t" => 1e12,
-        _ => return Err("write it like 80GB or 24GiB".to_owned()),
+        _ => return Err("write it like 80GB, 24GiB or 500MB".to_owned()),
     };
     match number.parse::<f64>() {
         Ok(n) if n > 0.0 && n * scale < 1e18 => Ok((n * scale) as u64),
-        _ => Err("write it like 80GB or 24GiB".to_owned()),
+        _ => Err("write it like 80GB, 24GiB or 500MB".to_owned()),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The built binary, driven as a user drives it.
 
+mod cache;
 mod ci;
 mod golden;
 mod help;
