@@ -45,7 +45,7 @@ fn project(words: &[&str], ages: &[u32]) -> Project {
             .recipe(&format!("run recipe.toml -S word={word}"))
             .code(0);
         project.recipe("cache stat").code(0);
-        age(&project.path(".recipe"), *days * DAY, 10 * DAY);
+        age(&project.path(".recipe"), *days * DAY, DAY);
     }
     project
 }
@@ -138,7 +138,7 @@ fn gc_takes_what_is_old_and_nothing_that_is_named_or_used() {
         "{}",
         again.err
     );
-    age(&project.path(".recipe"), 40 * DAY, 10 * DAY);
+    age(&project.path(".recipe"), 40 * DAY, DAY);
     gc(&project, "");
     let pin = project.recipe(&format!("cache pin kept {artifact}"));
     assert_ne!(pin.code, 0, "nothing is left to pin: {}", pin.out);
