@@ -8,6 +8,7 @@ mod suite {
     mod damage;
     mod faults;
     mod hashes;
+    mod pins;
     mod power;
     mod processes;
     mod protocol;

@@ -15,3 +15,4 @@ mod ranks;
 mod read_only;
 mod reuse;
 mod roundtrip;
+mod verify;

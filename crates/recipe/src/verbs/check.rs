@@ -87,6 +87,7 @@ fn resolved(plan: &Plan) -> Value {
                 "retry": stage.placement.retry,
                 "timeout_seconds": stage.placement.timeout.map(|t| t.as_secs()),
                 "assert": stage.assertions,
+                "needs_assert": stage.needs_assert,
             })
         })
         .collect();

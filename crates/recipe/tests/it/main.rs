@@ -4,6 +4,7 @@ mod cache;
 mod ci;
 mod golden;
 mod help;
+mod judging;
 mod looks;
 mod project;
 mod provenance;
