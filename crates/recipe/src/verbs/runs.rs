@@ -96,17 +96,20 @@ pub fn find(store: &Store, word: &str) -> Result<String, Fail> {
     }
 }
 
-/// The run and stage that computed what a stage of a run reused: its metrics and logs are there.
+/// The run and stage that computed what a stage of a run has: its metrics and logs are there. None where it has no result.
 pub fn computed_in(store: &Store, stage: &Value) -> Result<Option<(String, String)>, Fail> {
     let key = stage["key"]
         .as_str()
         .and_then(|hex| hex.parse::<cache::Digest>().ok());
-    if !matches!(stage["status"].as_str(), Some("reused" | "adopted")) {
+    let attempt = stage["attempt"]
+        .as_u64()
+        .and_then(|n| u32::try_from(n).ok());
+    let Some((key, attempt)) = key.zip(attempt) else {
         return Ok(None);
-    }
-    let Some(key) = key else { return Ok(None) };
-    Ok(store.current(&key)?.and_then(|(_, result)| {
-        let word = |field: &str| result.provenance.get(field)?.as_str().map(str::to_owned);
-        Some((word("run")?, word("stage")?))
-    }))
+    };
+    let Some(cache::Ending::Result(result)) = store.ending(&key, attempt)? else {
+        return Ok(None);
+    };
+    let word = |field: &str| result.provenance.get(field)?.as_str().map(str::to_owned);
+    Ok(word("run").zip(word("stage")))
 }

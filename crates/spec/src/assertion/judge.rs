@@ -105,11 +105,12 @@ impl Assertion {
 
     fn look_at_steps(&self, metric: &str, evidence: &Evidence) -> Result<Looked, Unjudged> {
         let steps = evidence.steps.map_err(Unjudged::missing)?;
-        let Some(steps) = steps else {
-            return Err(Unjudged::missing(if self.asks_steps() {
-                "the result has no metrics of steps"
-            } else {
-                "there is no such metric"
+        let has = |steps: &&Steps| steps.rows.values().any(|row| row.contains_key(metric));
+        let Some(steps) = steps.filter(has) else {
+            return Err(Unjudged::missing(match (self.asks_steps(), steps) {
+                (false, _) => "there is no such metric",
+                (true, Some(_)) => "no step has such a metric",
+                (true, None) => "the result has no metrics of steps",
             }));
         };
         let taken = steps.window(metric, self);

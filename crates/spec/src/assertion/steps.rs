@@ -113,7 +113,7 @@ impl Steps {
             values.extend(metrics.get(metric).map(|value| (*step, *value)));
         }
         let Some((latest, _)) = values.last().copied() else {
-            return Err(Absent("there is no such metric, in no step".to_owned()));
+            return Err(Absent("no step has such a metric".to_owned()));
         };
         let end = self.rows.keys().next_back().copied().unwrap_or(latest);
         if let Some(at) = asked.at_step {
