@@ -1,16 +1,19 @@
 //! One stage on its way to a result: claim, compute, publish; again where a retry may help.
 
+mod acquire;
+mod begin;
+
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cache::{Claim, Claimed, Cost, Keep, Key, Liveness, Published, Reason, ResultRecord, Store};
+use acquire::Acquired;
+use cache::{Claim, Cost, Keep, Published, ResultRecord, Store};
 use serde_json::{Map, Value, json};
+use spec::Event;
 use spec::assertion::Steps;
-use spec::{Event, ResumeSpec};
 
-use crate::calibration;
 use crate::cancel::{Cancel, Stop};
 use crate::curves;
 use crate::emitted::{Emitted, Telling};
@@ -29,9 +32,6 @@ use crate::scratch::Scratch;
 use crate::session::Keyed;
 use crate::space;
 use crate::tail::tail;
-
-/// How often another runner's attempt is looked at.
-const WAIT: Duration = Duration::from_millis(100);
 
 /// What all attempts of a run share.
 pub struct Shared {
@@ -254,64 +254,6 @@ impl Runner<'_> {
         }
     }
 
-    /// Gets the right to compute the key, or somebody else's result for it.
-    fn acquire(&mut self) -> Result<Acquired, AttemptError> {
-        let (store, key) = (&self.shared.store, &self.job.keyed.key);
-        let owner = machine::owner(&self.shared.run);
-        let mut told = false;
-        let mut claimed = self.claim(store, key, &owner)?;
-        loop {
-            if self.shared.cancel.level() != Stop::No {
-                if let Claimed::Claimed(claim) = claimed {
-                    store.abandon(claim, "stopped on request")?;
-                }
-                return Ok(Acquired::Stopped);
-            }
-            match claimed {
-                Claimed::Claimed(claim) => return Ok(Acquired::Claim(claim)),
-                Claimed::Done { attempt, record } => return Ok(Acquired::Done { attempt, record }),
-                Claimed::Busy {
-                    attempt,
-                    owner: other,
-                } => {
-                    let mut watch = store.watch(key, attempt, &other);
-                    claimed = loop {
-                        match watch.poll()? {
-                            Liveness::Ended => break self.claim(store, key, &owner)?,
-                            Liveness::Dead { why } => {
-                                let text = format!(
-                                    "attempt {attempt} of {} is dead ({why}): taking over",
-                                    other.owner
-                                );
-                                self.warn(text);
-                                break store.takeover(key, attempt, &why, &owner)?;
-                            }
-                            Liveness::Alive => {}
-                        }
-                        if !std::mem::replace(&mut told, true) {
-                            self.report(Report::StageWaiting {
-                                stage: self.name(),
-                                owner: other.owner.clone(),
-                            });
-                        }
-                        if self.shared.cancel.level() != Stop::No {
-                            return Ok(Acquired::Stopped);
-                        }
-                        std::thread::sleep(WAIT);
-                    };
-                }
-            }
-        }
-    }
-
-    fn claim(&self, store: &Store, key: &Key, owner: &str) -> Result<Claimed, cache::Error> {
-        match self.job.start {
-            Start::First => store.claim(key, Reason::First, owner),
-            Start::Forced => store.claim(key, Reason::Forced, owner),
-            Start::Repair(broken) => store.repair(key, broken, owner),
-        }
-    }
-
     /// Computes the stage once under a claim.
     fn attempt(&mut self, claim: &Claim, log: &Path) -> Result<Tried, Error> {
         let (job, shared) = (self.job, self.shared);
@@ -494,58 +436,6 @@ impl Runner<'_> {
         Ok(Tried::Result(Box::new(record), keep))
     }
 
-    /// What the machine does right now on as many threads as the stage has, in GFLOP/s, where its speed may be judged:
-    /// it is an assertion's unit, and none for what runs on a GPU.
-    fn calibrate(&self) -> Option<f64> {
-        let stage = &self.job.stage;
-        let asked = stage.assertions.iter().any(|a| a.per.is_some());
-        if self.job.device != "cpu" || !(asked || stage.kind.trainer) {
-            return None;
-        }
-        let resources = &stage.placement.resources;
-        let ranks = resources.ranks.max(1) as usize;
-        let threads = match resources.threads as usize {
-            0 if stage.kind.trainer => machine::threads_per_rank(ranks),
-            0 => 1,
-            threads => threads,
-        };
-        Some(calibration::gflops(ranks * threads))
-    }
-
-    /// The checkpoint to continue from, on local disk. Numerics and metrics of the steps before it come along.
-    fn resume(
-        &mut self,
-        claim: &Claim,
-        layout: &Layout,
-        numerics: &mut Vec<Value>,
-        steps: &mut Steps,
-    ) -> Result<Option<ResumeSpec>, Error> {
-        let store = &self.shared.store;
-        if !self.job.stage.kind.checkpoints || self.shared.resume == Resume::Never {
-            return Ok(None);
-        }
-        let found = if self.job.start == Start::Forced {
-            let from = *self.forced_from.get_or_insert(claim.attempt);
-            store.newest_checkpoint_from(&claim.key, from)?
-        } else {
-            store.newest_checkpoint(&claim.key)?
-        };
-        let Some(checkpoint) = found else {
-            return Ok(None);
-        };
-        let path = layout.root.join("resume");
-        store.materialize(&checkpoint.manifest, &path, cache::Link::Reflink)?;
-        if let Some(Value::Array(before)) = checkpoint.meta.get("numerics") {
-            numerics.extend(before.iter().cloned());
-        }
-        let lowest = self.forced_from.unwrap_or(1);
-        *steps = curves::before(&self.name(), &checkpoint, lowest, &self.tried, store);
-        Ok(Some(ResumeSpec {
-            step: checkpoint.step,
-            path,
-        }))
-    }
-
     fn log(&self, attempt: u32) -> Result<PathBuf, Error> {
         let dir = self.shared.run_dir.join("logs");
         std::fs::create_dir_all(&dir).map_err(|source| Error::Io {
@@ -579,15 +469,6 @@ impl Runner<'_> {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
-}
-
-enum Acquired {
-    Claim(Claim),
-    Done {
-        attempt: u32,
-        record: Box<ResultRecord>,
-    },
-    Stopped,
 }
 
 fn into_map(value: Value) -> Map<String, Value> {

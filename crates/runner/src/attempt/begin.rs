@@ -1,0 +1,66 @@
+//! What an attempt begins with: the checkpoint that it goes on from, and the speed of its machine.
+
+use cache::Claim;
+use serde_json::Value;
+use spec::ResumeSpec;
+use spec::assertion::Steps;
+
+use super::{Runner, Start};
+use crate::error::Error;
+use crate::job::Layout;
+use crate::options::Resume;
+use crate::{calibration, curves, machine};
+
+impl Runner<'_> {
+    /// What the machine does right now on as many threads as the stage has, in GFLOP/s, where its speed may be judged:
+    /// it is an assertion's unit, and none for what runs on a GPU.
+    pub(super) fn calibrate(&self) -> Option<f64> {
+        let stage = &self.job.stage;
+        let asked = stage.assertions.iter().any(|a| a.per.is_some());
+        if self.job.device != "cpu" || !(asked || stage.kind.trainer) {
+            return None;
+        }
+        let resources = &stage.placement.resources;
+        let ranks = resources.ranks.max(1) as usize;
+        let threads = match resources.threads as usize {
+            0 if stage.kind.trainer => machine::threads_per_rank(ranks),
+            0 => 1,
+            threads => threads,
+        };
+        Some(calibration::gflops(ranks * threads))
+    }
+
+    /// The checkpoint to continue from, on local disk. Numerics and metrics of the steps before it come along.
+    pub(super) fn resume(
+        &mut self,
+        claim: &Claim,
+        layout: &Layout,
+        numerics: &mut Vec<Value>,
+        steps: &mut Steps,
+    ) -> Result<Option<ResumeSpec>, Error> {
+        let store = &self.shared.store;
+        if !self.job.stage.kind.checkpoints || self.shared.resume == Resume::Never {
+            return Ok(None);
+        }
+        let found = if self.job.start == Start::Forced {
+            let from = *self.forced_from.get_or_insert(claim.attempt);
+            store.newest_checkpoint_from(&claim.key, from)?
+        } else {
+            store.newest_checkpoint(&claim.key)?
+        };
+        let Some(checkpoint) = found else {
+            return Ok(None);
+        };
+        let path = layout.root.join("resume");
+        store.materialize(&checkpoint.manifest, &path, cache::Link::Reflink)?;
+        if let Some(Value::Array(before)) = checkpoint.meta.get("numerics") {
+            numerics.extend(before.iter().cloned());
+        }
+        let lowest = self.forced_from.unwrap_or(1);
+        *steps = curves::before(&self.name(), &checkpoint, lowest, &self.tried, store);
+        Ok(Some(ResumeSpec {
+            step: checkpoint.step,
+            path,
+        }))
+    }
+}
