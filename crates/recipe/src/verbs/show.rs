@@ -2,7 +2,7 @@
 
 use crate::args::ShowArgs;
 use crate::fail::Fail;
-use crate::format::{duration, table};
+use crate::format::{duration, number, table};
 use crate::past::Run;
 use crate::progress::stage::key_metrics;
 use crate::verbs::runs::{computed_in, state, text};
@@ -71,6 +71,9 @@ pub fn run(args: ShowArgs) -> Result<u8, Fail> {
         ]);
     }
     output::line(table(&rows));
+    if let Some(verdicts) = verdicts(&stages) {
+        output::line(format!("\n{verdicts}"));
+    }
     for stage in stages.iter().filter(|s| s["error"].is_object()) {
         let error = &stage["error"];
         output::line(format!(
@@ -80,6 +83,28 @@ pub fn run(args: ShowArgs) -> Result<u8, Fail> {
         ));
     }
     Ok(0)
+}
+
+/// What the assertions came to, if there are any.
+fn verdicts(stages: &[Value]) -> Option<String> {
+    let mut rows = vec![
+        ["stage", "asserted", "verdict", "value", "margin"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    for stage in stages {
+        for verdict in stage["verdicts"].as_array().into_iter().flatten() {
+            let shown = |field: &str| verdict[field].as_f64().map_or("-".to_owned(), number);
+            rows.push(vec![
+                text(stage, "stage"),
+                text(verdict, "asked"),
+                text(verdict, "verdict").replace('_', " "),
+                shown("value"),
+                shown("margin"),
+            ]);
+        }
+    }
+    (rows.len() > 1).then(|| table(&rows))
 }
 
 fn numbers(metrics: &Value) -> BTreeMap<String, f64> {

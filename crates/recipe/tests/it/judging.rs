@@ -108,6 +108,9 @@ fn bounds_windows_and_trends_are_judged_and_judged_again() {
     // the verdicts are in the record as well
     let record = project.0.recipe("show last --json").code(0).json();
     assert_eq!(record["stages"][0]["verdicts"][1], *first);
+    let shown = project.0.recipe("show last").code(0).out;
+    let said = "median of loss over steps 11 to 20 <= 0.07  passed";
+    assert!(shown.contains(said), "{shown}");
     // a reused result is judged by the bounds of today; the stage below goes on
     project.asserting(&BOUNDS.replace("0.07", "0.06"));
     let ran = project.0.recipe("run recipe.toml").code(3);
