@@ -153,6 +153,8 @@ pub fn accept(store: &Store, run: &str, name: &str, who: &str, why: &str) -> Res
             ));
         }
     }
+    // until the move refers to it, a collection would take what is put here
+    let _keep = store.keep_blobs()?;
     let mut stages = BTreeMap::new();
     let (mut files, mut keep) = (Vec::new(), Vec::new());
     for stage in record.stages {
@@ -224,7 +226,6 @@ fn put(baseline: &Baseline, mut files: Vec<Entry>, store: &Store) -> Result<Dige
         path: file.path().to_owned(),
         source,
     })?;
-    let _keep = store.keep_blobs()?;
     files.push(Entry {
         path: FILE.into(),
         size: bytes.len() as u64,

@@ -112,8 +112,15 @@ impl Bench<'_> {
         if pinned.is_empty() {
             return Err(format!("the pinned run has no result of '{}'", self.group));
         }
-        // a run of long ago may lack what is asked today
-        let all = history.iter().flatten().filter_map(|b| values(b).ok());
+        // a run that was accepted twice counts once; one of long ago may lack what is asked today
+        let mut runs: Vec<&str> = Vec::new();
+        let mut once = history.iter().flatten().collect::<Vec<_>>();
+        once.retain(|b| {
+            let fresh = !runs.contains(&b.run.as_str());
+            runs.push(&b.run);
+            fresh
+        });
+        let all = once.into_iter().filter_map(|b| values(b).ok());
         Ok(Reference {
             pinned,
             history: all.flatten().collect(),

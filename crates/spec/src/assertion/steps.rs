@@ -132,7 +132,12 @@ impl Steps {
                 return Err(Absent(format!("the run ended at step {end}")));
             }
             values.retain(|(step, _)| (from..=to).contains(step));
-            let wanted = ((to - from + 1) / rhythm).max(1);
+            // step 0 comes before the first, and most metrics have none of it
+            let first = match values.first() {
+                Some((0, _)) => from,
+                _ => from.max(1),
+            };
+            let wanted = ((to + 1).saturating_sub(first) / rhythm).max(1);
             if (values.len() as u64) < wanted {
                 let found = values.len();
                 return Err(Absent(format!(
@@ -169,14 +174,15 @@ fn rhythm(values: &[(u64, f64)]) -> u64 {
 }
 
 impl Taken {
-    /// The one number. NaN where one of the values is.
+    /// The one number. NaN where one of the values that it is made of is.
     pub fn over(&self, over: Over) -> f64 {
         let values = &self.values;
-        if values.iter().any(|v| v.is_nan()) {
+        let last = values[values.len() - 1];
+        if over != Over::Last && values.iter().any(|v| v.is_nan()) {
             return f64::NAN;
         }
         match over {
-            Over::Last => values[values.len() - 1],
+            Over::Last => last,
             Over::Mean => values.iter().sum::<f64>() / values.len() as f64,
             Over::Min => values.iter().copied().fold(f64::INFINITY, f64::min),
             Over::Max => values.iter().copied().fold(f64::NEG_INFINITY, f64::max),

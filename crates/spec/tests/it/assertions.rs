@@ -118,6 +118,12 @@ fn what_is_no_number_never_passes() {
         ..on("loss")
     };
     assert_eq!(of_steps(falls, &series).verdict, Verdict::Failed);
+    let end = Assertion {
+        over: Some(Over::Last),
+        max: Some(9.0),
+        ..on("loss")
+    };
+    assert!(of_steps(end, &series).holds, "the last value is a number");
 }
 
 #[test]
@@ -206,6 +212,8 @@ fn a_window_that_the_run_did_not_fill_is_missing() {
         assert_eq!((judged.verdict, judged.holds), (Verdict::Missing, false));
         assert!(judged.why.as_ref().unwrap().contains(why), "{judged:?}");
     }
+    // most metrics have no step 0
+    assert!(of_steps(mean(Some([0, 100]), None), &every(100, 1)).holds);
     // a metric of every 10th step fills its window at its own rhythm
     let slow = every(100, 10);
     assert!(of_steps(mean(Some([50, 100]), None), &slow).holds);
