@@ -92,12 +92,13 @@ fn a_collection_leaves_the_history_and_what_the_last_run_made() {
     assert_eq!(left, [true, false, true, true]);
     assert_eq!(store.list_runs().unwrap(), ["new"]);
     // damage of a move shows, and is no other pin's
-    let path = place.root().join("pins/nightly@1");
-    let bytes = std::fs::read(&path).unwrap();
-    std::fs::write(&path, &bytes[..bytes.len() - 9]).unwrap();
+    let at = |n: u32| place.root().join(format!("pins/nightly@{n}"));
+    let bytes = std::fs::read(at(1)).unwrap();
+    std::fs::remove_file(at(1)).unwrap();
+    std::fs::write(at(1), &bytes[..bytes.len() - 9]).unwrap();
     assert!(!store.verify(true).unwrap().is_whole());
-    std::fs::rename(&path, place.root().join("pins/nightly@3")).unwrap();
-    std::fs::write(place.root().join("pins/nightly@3"), &bytes).unwrap();
+    std::fs::remove_file(at(1)).unwrap();
+    std::fs::write(at(3), &bytes).unwrap();
     assert!(store.moves("nightly").is_err());
 }
 
