@@ -77,6 +77,11 @@ fn a_model_taken_out_says_where_it_comes_from() {
     let result = &index[0]["results"][0];
     assert_eq!(result["dataset"]["type"], "addition");
     let metrics = result["metrics"].as_array().expect("metrics");
+    let mut types: Vec<&str> = metrics.iter().filter_map(|m| m["type"].as_str()).collect();
+    types.sort_unstable();
+    let all = types.len();
+    types.dedup();
+    assert_eq!(types.len(), all, "each metric once: {metrics:?}");
     let accuracy = metrics
         .iter()
         .find(|m| m["type"] == "accuracy")

@@ -18,7 +18,7 @@ use runner::{Resolved, State, Why};
 use spec::Plan;
 
 use crate::fail::Fail;
-use crate::format::{duration, number, table};
+use crate::format::{duration, table};
 use crate::spending;
 
 /// What is limited or paid for.
@@ -178,8 +178,8 @@ impl Estimate {
                     let seconds = measure.seconds(&known);
                     let what = match measure {
                         Measure::Time => duration(seconds),
-                        Measure::Cpu => format!("{} CPU hours", number(seconds / 3600.0)),
-                        Measure::Gpu => format!("{} GPU hours", number(seconds / 3600.0)),
+                        Measure::Cpu => spending::hours(seconds, "CPU"),
+                        Measure::Gpu => spending::hours(seconds, "GPU"),
                     };
                     (seconds, *most, what)
                 }

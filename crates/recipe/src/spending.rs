@@ -6,19 +6,27 @@ use serde_json::Value;
 
 use crate::format::{duration, number};
 
-/// `3m05s of stages, 0.12 CPU hours, 1.5 GPU hours, 81 Wh`.
+/// `3m05s of stages, 12s of CPU, 1.5 GPU hours, 81 Wh`.
 pub fn cost(cost: &Cost) -> String {
     let mut parts = vec![
         format!("{} of stages", duration(cost.seconds)),
-        format!("{} CPU hours", number(cost.cpu_seconds / 3600.0)),
+        hours(cost.cpu_seconds, "CPU"),
     ];
     if cost.gpu_seconds > 0.0 {
-        parts.push(format!("{} GPU hours", number(cost.gpu_seconds / 3600.0)));
+        parts.push(hours(cost.gpu_seconds, "GPU"));
     }
     if let Some(joules) = cost.joules() {
         parts.push(format!("{} Wh", number(joules / 3600.0)));
     }
     parts.join(", ")
+}
+
+/// `12s of CPU`, or hours where it is that much.
+pub fn hours(seconds: f64, what: &str) -> String {
+    match seconds {
+        0.0..3600.0 => format!("{} of {what}", duration(seconds)),
+        more => format!("{} {what} hours", number(more / 3600.0)),
+    }
 }
 
 /// What computing a stage's result took, in whichever run that was: `1m02s CPU, 0.5 GPU hours, 2 Wh`.

@@ -67,7 +67,8 @@ fn front_matter(story: &Story) -> String {
     out
 }
 
-/// A result for each data set: metrics of one environment of a mix are named `<environment>/<metric>`.
+/// A result for each data set: metrics of one environment of a mix are named `<environment>/<metric>`, and
+/// where there is one environment they are the same as those of the whole.
 fn results(evaluation: &Evaluation) -> Vec<Value> {
     let mut sets: Vec<(&str, &str)> = vec![(&evaluation.on.0, &evaluation.on.1)];
     for name in evaluation.metrics.keys() {
@@ -81,7 +82,7 @@ fn results(evaluation: &Evaluation) -> Vec<Value> {
         let all = evaluation.metrics.iter();
         all.filter_map(|(name, value)| {
             let metric = match name.split_once('/') {
-                Some((of, metric)) if of == set => metric,
+                Some((of, metric)) if of == set && set != evaluation.on.0 => metric,
                 None if set == evaluation.on.0 => name,
                 _ => return None,
             };
