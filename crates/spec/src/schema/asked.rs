@@ -81,7 +81,7 @@ pub fn ask(
         }
     }
     for name in missing {
-        let others = properties.iter().filter(|(other, _)| **other != name);
+        let mut others = properties.iter().filter(|(other, _)| **other != name);
         let mut without = base.clone();
         remove(&mut without, &name);
         // another setting may stand in for it
@@ -90,7 +90,7 @@ pub fn ask(
             let helps = |v: &Value| with(&without, other, v).is_none();
             values.iter().any(helps)
         };
-        if !others.into_iter().any(stands_in) {
+        if !others.any(stands_in) {
             asked.required.push(name);
         }
     }
