@@ -23,9 +23,10 @@ pub fn cost(cost: &Cost) -> String {
 
 /// `12s of CPU`, or hours where it is that much.
 pub fn hours(seconds: f64, what: &str) -> String {
-    match seconds {
-        0.0..3600.0 => format!("{} of {what}", duration(seconds)),
-        more => format!("{} {what} hours", number(more / 3600.0)),
+    if seconds < 3600.0 {
+        format!("{} of {what}", duration(seconds))
+    } else {
+        format!("{} {what} hours", number(seconds / 3600.0))
     }
 }
 
