@@ -26,6 +26,7 @@ fn main() {
         // at::parallel_for is a template over OpenMP: our loops share libtorch's threads
         .flag("-fopenmp")
         .files([
+            "cxx/attention.cpp",
             "cxx/autograd.cpp",
             "cxx/dist.cpp",
             "cxx/memory.cpp",

@@ -6,10 +6,10 @@ use model::{Attend, Error, Layout, Libtorch, Ops};
 use tch::{Device, Kind, Tensor};
 use torch::autograd::record;
 
-use crate::Spans;
 use crate::cpu::{rms_norm, rope, swiglu};
 use crate::cuda::{self, CudaOps};
 use crate::elem::Elem;
+use crate::{Flash, Spans};
 
 /// Fused kernels for f32 and bf16: on CPU those of [`crate::cpu`], on a GPU [`CudaOps`]. [`Libtorch`] for all else.
 #[derive(Debug, Clone, Copy, Default)]
@@ -58,7 +58,10 @@ impl Ops for Fused {
         rows: usize,
         device: Device,
     ) -> Result<Box<dyn Attend>, Error> {
-        Ok(Box::new(Spans::new(layout, rows, device)?))
+        Ok(match cuda::machine(device) {
+            Some(_) => Box::new(Flash::new(layout, rows, device)?),
+            None => Box::new(Spans::new(layout, rows, device)?),
+        })
     }
 }
 

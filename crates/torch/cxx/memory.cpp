@@ -2,10 +2,13 @@
 #include <c10/core/Allocator.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/alloc_cpu.h>
+#include <c10/core/CachingDeviceAllocator.h>
 #include <malloc.h>
 
 #include <atomic>
 #include <cstring>
+
+#include "guard.h"
 
 namespace {
 
@@ -43,5 +46,15 @@ void rt_memory_count() { c10::SetCPUAllocator(&counting, /*priority=*/255); }
 int64_t rt_memory_live() { return live; }
 // The most since the last call.
 int64_t rt_memory_peak() { return highest.exchange(live); }
+// The same of a device's tensors, by its own allocator.
+char* rt_memory_device_peak(int32_t kind, int32_t index, int64_t* out) {
+  return guarded([&] {
+    auto* allocator = c10::getDeviceAllocator(static_cast<c10::DeviceType>(kind));
+    *out = allocator->getDeviceStats(static_cast<c10::DeviceIndex>(index))
+               .allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)]
+               .peak;
+    allocator->resetPeakStats(static_cast<c10::DeviceIndex>(index));
+  });
+}
 
 }  // extern "C"

@@ -31,6 +31,33 @@ unsafe extern "C" {
         call: Backward,
         drop: unsafe extern "C" fn(*mut c_void),
     ) -> *mut c_char;
+    pub fn rt_flash_forward(
+        q: Raw,
+        k: Raw,
+        v: Raw,
+        ends_q: Raw,
+        ends_k: Raw,
+        max_q: i64,
+        max_k: i64,
+        scale: f64,
+        window: i64,
+        results: *mut Raw,
+    ) -> *mut c_char;
+    pub fn rt_flash_backward(
+        grad: Raw,
+        q: Raw,
+        k: Raw,
+        v: Raw,
+        kept: *const Raw,
+        ends_q: Raw,
+        ends_k: Raw,
+        max_q: i64,
+        max_k: i64,
+        scale: f64,
+        window: i64,
+        results: *mut Raw,
+    ) -> *mut c_char;
+    pub fn rt_memory_device_peak(kind: i32, index: i32, out: *mut i64) -> *mut c_char;
     pub fn rt_memory_count();
     pub fn rt_memory_live() -> i64;
     pub fn rt_memory_peak() -> i64;

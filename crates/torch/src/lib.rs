@@ -4,14 +4,16 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`attention`] | flash attention over sequences laid end to end |
 //! | [`autograd`] | [`autograd::node`], [`autograd::vjp`] |
 //! | [`dist`] | [`dist::Store`], [`dist::Gloo`] |
 //! | [`cuda`] | loading `libtorch_cuda` at run time, so that one binary serves CPU and GPU |
 //! | [`fused`] | multi-tensor AdamW |
-//! | [`memory`] | bytes of CPU tensors, counted; freed memory, kept |
+//! | [`memory`] | bytes of CPU tensors and of a device's, counted; freed memory, kept |
 //! | [`storage`] | version counters, storage resize |
 //! | [`stream`] | streams of a device, and events on them |
 
+pub mod attention;
 pub mod autograd;
 pub mod cuda;
 pub mod dist;

@@ -1,7 +1,10 @@
 //! Bytes of CPU tensors, counted as libtorch takes and gives them back: what a plan of memory is
 //! measured against, whatever else the process holds. And freed memory, kept in the process.
 
-use crate::ffi;
+use tch::Device;
+
+use crate::stream::place;
+use crate::{Error, ffi};
 
 /// Counts from now on. Tensors that exist already stay uncounted, and so does their end.
 pub fn count() {
@@ -19,6 +22,18 @@ pub fn live() -> u64 {
 pub fn peak() -> u64 {
     // SAFETY: reads and sets a counter.
     u64::try_from(unsafe { ffi::rt_memory_peak() }).unwrap_or(0)
+}
+
+/// The most bytes of a device's tensors that lived at once since the last call, by its allocator.
+///
+/// # Errors
+/// A device without an allocator of its own, such as the CPU.
+pub fn device_peak(device: Device) -> Result<u64, Error> {
+    let (kind, index) = place(device)?;
+    let mut out = 0;
+    // SAFETY: `out` is written on success.
+    ffi::check(unsafe { ffi::rt_memory_device_peak(kind, index, &mut out) })?;
+    Ok(u64::try_from(out).unwrap_or(0))
 }
 
 /// Has the C library keep freed memory for the next tensor instead of returning it to the system,

@@ -89,7 +89,7 @@ impl Drop for Event {
 }
 
 /// `c10::DeviceType` and index.
-fn place(device: Device) -> Result<(i32, i32), Error> {
+pub(crate) fn place(device: Device) -> Result<(i32, i32), Error> {
     match device {
         Device::Cpu => Ok((0, -1)),
         Device::Cuda(index) => Ok((1, index as i32)),
