@@ -146,7 +146,7 @@ impl From<train::Error> for Failure {
                 Failure::new(FailureClass::Integrity, "W0602", e.to_string(), "")
             }
             E::Diverged { .. } => Failure::failed("W0401", e.to_string(), ""),
-            E::Loss(_) | E::Torch(_) => Failure::failed("W0901", e.to_string(), ""),
+            E::Loss(_) | E::Torch(_) | E::Kernel(_) => Failure::failed("W0901", e.to_string(), ""),
         }
     }
 }

@@ -9,6 +9,9 @@ use crate::Error;
 /// Call before the first tensor: CUDA's library is loaded here.
 pub fn device(name: &str, local_rank: usize) -> Result<Device, Error> {
     let refuse = |why: String| Err(Error::Config(why));
+    if let Err(why) = kernels::cuda::choice() {
+        return refuse(why);
+    }
     if name == "cpu" {
         return Ok(Device::Cpu);
     }
@@ -31,13 +34,14 @@ pub fn device(name: &str, local_rank: usize) -> Result<Device, Error> {
     }
 }
 
-/// What equal digests depend on: device, instruction set, libtorch, threads, compute kind.
+/// What equal digests depend on: device, instruction set, libtorch, threads, whose kernels, compute kind.
 pub fn numerics(device: Device, kind: Kind) -> Value {
     json!({
         "device": match device { Device::Cpu => "cpu", Device::Cuda(_) => "cuda", _ => "other" },
         "instruction_set": torch::instruction_set(),
         "libtorch": torch::version(),
         "threads": torch::threads::get(),
+        "kernels": kernels_of(device),
         "dtype": match kind {
             Kind::Float => "fp32",
             Kind::BFloat16 => "bf16",
@@ -45,4 +49,12 @@ pub fn numerics(device: Device, kind: Kind) -> Value {
             _ => "other",
         },
     })
+}
+
+/// Whose kernels compute on a device. The CPU's are chosen by its instruction set.
+fn kernels_of(device: Device) -> &'static str {
+    match (device, kernels::cuda::machine(device)) {
+        (Device::Cpu, _) | (_, Some(_)) => "fused",
+        _ => "libtorch",
+    }
 }

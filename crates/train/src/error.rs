@@ -63,6 +63,9 @@ pub enum Error {
     /// The model refused.
     #[error(transparent)]
     Model(#[from] model::Error),
+    /// A GPU kernel refused.
+    #[error(transparent)]
+    Kernel(#[from] kernels::cuda::Error),
     /// libtorch refused.
     #[error(transparent)]
     Torch(#[from] torch::Error),

@@ -12,15 +12,17 @@
 use kernels::{Fused, Softmax};
 use model::Ops;
 use parallel::Collective;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::Error;
 
 #[cfg(test)]
 mod tests;
 
-/// Bytes of fp32 logits that a chunk may hold when the recipe gives no chunk size.
+/// Bytes of fp32 logits that a chunk may hold when the recipe gives no chunk size; on a GPU, whose
+/// products want many rows and whose gradient of the LM matrix is written anew by each chunk, more.
 const CHUNK_BYTES: usize = 64 << 20;
+const CHUNK_BYTES_GPU: usize = 1 << 30;
 
 /// How hidden states become log-probabilities.
 #[derive(Clone, Copy)]
@@ -104,12 +106,16 @@ pub(crate) fn accumulation(compute: Kind) -> Kind {
 }
 
 impl Head<'_> {
-    fn chunk_rows(&self) -> i64 {
+    fn chunk_rows(&self, device: Device) -> i64 {
+        let bytes = match device {
+            Device::Cuda(_) => CHUNK_BYTES_GPU,
+            _ => CHUNK_BYTES,
+        };
         // the same on all ranks, also where one more row of the LM matrix is on some
         let vocabulary = self.vocabulary.div_ceil(self.ranks.size());
         let rows = self
             .chunk
-            .unwrap_or_else(|| (CHUNK_BYTES / (4 * vocabulary.max(1))).max(64));
+            .unwrap_or_else(|| (bytes / (4 * vocabulary.max(1))).max(64));
         rows.max(1) as i64
     }
 
@@ -173,7 +179,8 @@ impl Head<'_> {
 
     /// `(start, length)` of each chunk; one empty chunk when there is no row.
     fn chunks(&self, input: Input) -> Vec<(i64, i64)> {
-        let (rows, step) = (input.targets.size()[0], self.chunk_rows());
+        let rows = input.targets.size()[0];
+        let step = self.chunk_rows(input.weight.device());
         if rows == 0 {
             return vec![(0, 0)];
         }

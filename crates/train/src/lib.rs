@@ -21,6 +21,7 @@ mod plan;
 mod policy;
 mod schedule;
 mod tensors;
+mod update;
 mod walk;
 
 pub use batch::{Branch, LossOut, Replay, Tokens, Unit, UnitSpan};

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use parallel::Grads;
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use kernels::cuda::Machine;
+use kernels::cuda::adamw::Slot;
+
 use crate::Error;
+use crate::update::Update;
 
 /// Which optimizer, and its constants. The learning rate comes with each step.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -73,6 +76,8 @@ pub(crate) struct Param<'a> {
     /// Changed in place.
     pub master: Tensor,
     pub grad: Tensor,
+    /// Compute weights apart from the masters.
+    pub weight: Option<Tensor>,
     /// Whether weight decay applies.
     pub decay: bool,
 }
@@ -94,15 +99,67 @@ impl Optimizer {
         self.updates
     }
 
-    /// Scales gradients so that their global norm is at most `grad_clip`; returns the factor.
-    pub(crate) fn clip(&self, grads: &mut Grads, norm: f64) -> f64 {
+    /// What gradients of this global norm are multiplied by, so that it is at most `grad_clip`.
+    pub(crate) fn clip(&self, norm: f64) -> f64 {
         match self.grad_clip {
-            Some(limit) if norm > limit => {
-                let factor = limit / norm;
-                grads.scale(factor);
-                factor
-            }
+            Some(limit) if norm > limit => limit / norm,
             _ => 1.0,
+        }
+    }
+
+    /// The update of these parameters by a machine's kernels; `None` where it has none for it.
+    pub(crate) fn launched(
+        &mut self,
+        machine: &'static dyn Machine,
+        params: &[Param],
+    ) -> Result<Option<Update>, Error> {
+        if !matches!(self.config, OptimizerConfig::AdamW { .. }) {
+            return Ok(None);
+        }
+        self.make_moments(params);
+        let slots: Vec<Slot> = params
+            .iter()
+            .map(|p| Slot {
+                master: &p.master,
+                grad: &p.grad,
+                first: &self.first[p.name],
+                second: &self.second[p.name],
+                weight: p.weight.as_ref(),
+                decays: p.decay,
+            })
+            .collect();
+        Update::new(machine, &slots)
+    }
+
+    /// One update of all parameters of an [`Update`], gradients multiplied by `scale`.
+    pub(crate) fn launch(&mut self, update: &Update, lr: f64, scale: f64) -> Result<(), Error> {
+        let OptimizerConfig::AdamW {
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        } = self.config
+        else {
+            return Err(Error::Config("an update in one launch is AdamW's".into()));
+        };
+        self.updates += 1;
+        let with = torch::fused::AdamW {
+            lr,
+            beta1,
+            beta2,
+            weight_decay,
+            eps,
+        };
+        update.step(scale, with, self.updates)
+    }
+
+    fn make_moments(&mut self, params: &[Param]) {
+        for p in params {
+            for moments in [&mut self.first, &mut self.second] {
+                if !moments.contains_key(p.name) {
+                    moments.insert(p.name.to_owned(), p.master.zeros_like());
+                }
+            }
         }
     }
 
@@ -144,13 +201,7 @@ impl Optimizer {
     }
 
     fn adamw(&mut self, group: &[Param], with: torch::fused::AdamW) -> Result<(), Error> {
-        for p in group {
-            for moments in [&mut self.first, &mut self.second] {
-                if !moments.contains_key(p.name) {
-                    moments.insert(p.name.to_owned(), p.master.zeros_like());
-                }
-            }
-        }
+        self.make_moments(group);
         let masters: Vec<&Tensor> = group.iter().map(|p| &p.master).collect();
         let grads: Vec<&Tensor> = group.iter().map(|p| &p.grad).collect();
         let first: Vec<&Tensor> = group.iter().map(|p| &self.first[p.name]).collect();

@@ -20,6 +20,7 @@ use crate::head::{Head, Input, Pull, Pulled, accumulation};
 use crate::lay::{self, Laid, Owned};
 use crate::metrics::Flops;
 use crate::optimizer::Param;
+use crate::update::Update;
 use crate::walk::Batch;
 use crate::{Error, LossOut, Optimizer, Plan, Sums, Tokens, Unit};
 
@@ -262,7 +263,11 @@ impl Policy {
     /// # Errors
     /// [`Error::Diverged`] when that happened `skip_limit` times in a row.
     pub fn apply(&mut self, optimizer: &mut Optimizer, lr: f64) -> Result<StepStats, Error> {
-        let grad_norm = self.grads.norm()?;
+        let update = self.update(optimizer)?;
+        let grad_norm = match &update {
+            Some(update) if self.groups.world.size() == 1 => update.norm()?,
+            _ => self.grads.norm()?,
+        };
         let mut stats = StepStats {
             grad_norm,
             clip: 1.0,
@@ -284,9 +289,35 @@ impl Policy {
             return Ok(stats);
         }
         self.skips.in_a_row = 0;
-        stats.clip = optimizer.clip(&mut self.grads, grad_norm);
-        let masters = self.masters.as_ref().unwrap_or(&self.weights);
-        let params = masters
+        stats.clip = optimizer.clip(grad_norm);
+        match update {
+            Some(update) => {
+                optimizer.launch(&update, lr, stats.clip)?;
+                self.touch()?;
+            }
+            None => {
+                if stats.clip != 1.0 {
+                    self.grads.scale(stats.clip);
+                }
+                optimizer.step(self.updated(), lr)?;
+                self.publish()?;
+            }
+        }
+        Ok(stats)
+    }
+
+    /// The update by a GPU's kernels, where the masters lie on one that has them.
+    fn update(&self, optimizer: &mut Optimizer) -> Result<Option<Update>, Error> {
+        match kernels::cuda::machine(self.masters().device()) {
+            Some(machine) => optimizer.launched(machine, &self.updated()),
+            None => Ok(None),
+        }
+    }
+
+    /// What an update changes: this rank's parameters that got a gradient.
+    fn updated(&self) -> Vec<Param<'_>> {
+        let apart = self.masters.is_some();
+        self.masters()
             .iter()
             .filter(|(_, master)| master.numel() > 0)
             .filter_map(|(name, master)| {
@@ -295,13 +326,11 @@ impl Policy {
                     name,
                     master: master.shallow_clone(),
                     grad: grad.to_device(master.device()),
+                    weight: apart.then(|| self.weights.get(name).shallow_clone()),
                     decay: self.decays[name],
                 })
             })
-            .collect();
-        optimizer.step(params, lr)?;
-        self.publish()?;
-        Ok(stats)
+            .collect()
     }
 
     /// Brings the compute weights up to the masters, under a new version.
@@ -312,6 +341,11 @@ impl Policy {
                 self.weights.get(name).shallow_clone().copy_(master);
             }
         }
+        self.touch()
+    }
+
+    /// Marks the compute weights as those of a new version.
+    fn touch(&mut self) -> Result<(), Error> {
         self.weights.touch();
         Ok(self.sharded.updated()?)
     }
