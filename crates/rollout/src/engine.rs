@@ -8,12 +8,15 @@ use crate::cpu::attention;
 use crate::cpu::gemm::Shared;
 use crate::cpu::memory::Memory;
 use crate::cpu::ops::{RowOps, elements, elements_mut};
+use crate::device::{self, OnDevice};
 use crate::paged::Gathered;
 use crate::peers::Peers;
 use crate::routes::Record;
 use crate::sampler::{Choice, Pick, Scratch, choose};
 use crate::store::Store;
 use half::bf16;
+use kernels::CudaOps;
+use kernels::cuda::Machine;
 use kernels::elem::Elem;
 use model::{Attend, AttendSpec, Context, Decoder, Libtorch, Ops, Weights};
 use std::collections::HashSet;
@@ -30,6 +33,8 @@ pub struct Engine {
     segments: Vec<Vec<Tensor>>,
     head: Tensor,
     rows: RowOps,
+    /// The GPU whose kernels compute, if any.
+    pub(crate) machine: Option<&'static dyn Machine>,
     peers: Peers,
     /// Cosines and sines `[positions, head_dim / 2]` of the first positions.
     angles: (Tensor, Tensor),
@@ -53,6 +58,7 @@ impl Engine {
             segments,
             head,
             rows: RowOps::new(threads),
+            machine: kernels::cuda::machine(weights.device()),
             peers,
             angles,
         }
@@ -94,6 +100,11 @@ impl Engine {
                 record,
             ),
             Store::Libtorch(tensors) => {
+                let machine = self.machine;
+                let attend = machine.and_then(|m| Some((m, OnDevice::new(m, tensors, batch)?)));
+                if let Some((machine, attend)) = attend {
+                    return self.run(&attend, &CudaOps::new(machine), (batch, ends), record);
+                }
                 let attend = Gathered::new(tensors, batch, self.head.device());
                 self.run(&attend, &Libtorch, (batch, ends), record)
             }
@@ -133,6 +144,12 @@ impl Engine {
 
     /// Chooses a token for each pick from its row of the logits; `None` where they are not numbers.
     pub fn choose(&self, logits: &Tensor, picks: &[(usize, Pick)]) -> Vec<Option<Choice>> {
+        match self.machine.map(|m| device::choose(m, logits, picks)) {
+            Some(Ok(chosen)) => return chosen,
+            // more tokens than the kernel has room for
+            None | Some(Err(kernels::cuda::Error::Unsupported { .. })) => {}
+            Some(Err(e)) => panic!("{e}"),
+        }
         match RowOps::takes(logits.kind(), logits.device()) {
             true if logits.kind() == Kind::BFloat16 => self.choose_of::<bf16>(logits, picks),
             true => self.choose_of::<f32>(logits, picks),

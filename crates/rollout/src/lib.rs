@@ -17,7 +17,7 @@
 //! | `engine`, `sampler` | one forward; temperature, top-k, top-p |
 //! | `routes` | the experts that cached tokens went to |
 //! | `peers` | the ranks that hold the model together |
-//! | `cpu`, `paged` | arithmetic and attention on CPU, and on any libtorch device |
+//! | `cpu`, `device`, `paged` | arithmetic and attention on CPU, on a GPU, and by libtorch anywhere |
 //! | [`episodes`] | multi-turn episodes of environments |
 //!
 //! On CPU a completion has the same bits alone and in any batch: every operation computes a row
@@ -27,6 +27,7 @@
 mod batch;
 mod blocks;
 mod cpu;
+mod device;
 mod engine;
 pub mod episodes;
 mod error;

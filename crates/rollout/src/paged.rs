@@ -35,6 +35,11 @@ impl Tensors {
         }
     }
 
+    /// Keys and values of a layer.
+    pub fn layer(&self, layer: usize) -> Option<(&Tensor, &Tensor)> {
+        Some((self.keys.get(layer)?, self.values.get(layer)?))
+    }
+
     /// Copies a block of every layer.
     pub fn copy(&mut self, from: u32, to: u32) {
         let block = |t: &Tensor, id: u32| t.narrow(0, i64::from(id) * BLOCK as i64, BLOCK as i64);
@@ -70,12 +75,18 @@ pub struct Gathered<'a> {
 impl<'a> Gathered<'a> {
     /// For the rows of `batch`.
     pub fn new(tensors: &'a Tensors, batch: &Batch, device: Device) -> Self {
+        Self::of(tensors, batch, device, 1)
+    }
+
+    /// For the rows of sequences that have at least `least` in `batch`.
+    pub fn of(tensors: &'a Tensors, batch: &Batch, device: Device, least: usize) -> Self {
         let index = |v: &[i64]| Tensor::from_slice(v).to_device(device);
         let slot = |(block, slot): (usize, usize)| (block * BLOCK + slot) as i64;
         let slots: Vec<i64> = (0..batch.rows.len())
             .map(|r| slot(batch.place(r)))
             .collect();
-        let mut lens: Vec<usize> = batch.runs.iter().map(|r| r.len()).collect();
+        let lens = batch.runs.iter().map(|r| r.len());
+        let mut lens: Vec<usize> = lens.filter(|&len| len >= least).collect();
         lens.sort_unstable();
         lens.dedup();
         let peers = lens.into_iter().map(|len| {
@@ -140,20 +151,11 @@ impl<'a> Gathered<'a> {
     }
 }
 
-impl Attend for Gathered<'_> {
-    fn attend(
-        &self,
-        layer: usize,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        spec: &AttendSpec,
-    ) -> Tensor {
+impl Gathered<'_> {
+    /// Writes its rows of attention into `out`; keys and values are in the cache.
+    pub fn fill(&self, layer: usize, q: &Tensor, spec: &AttendSpec, out: &mut Tensor) {
         let (keys, values) = (&self.tensors.keys[layer], &self.tensors.values[layer]);
-        let _ = keys.shallow_clone().index_copy_(0, &self.slots, k);
-        let _ = values.shallow_clone().index_copy_(0, &self.slots, v);
-        let (heads, kv_heads, d) = (q.size()[1], k.size()[1], q.size()[2]);
-        let mut out = q.empty_like();
+        let (heads, kv_heads, d) = (q.size()[1], keys.size()[1], q.size()[2]);
         for (p, mask) in self.peers.iter().zip(self.masks(spec.window)) {
             let gather = |t: &Tensor| {
                 t.index_select(0, &p.slots)
@@ -177,6 +179,23 @@ impl Attend for Gathered<'_> {
             let result = result.transpose(1, 2).reshape([-1, heads, d]);
             let _ = out.index_copy_(0, &p.rows, &result);
         }
+    }
+}
+
+impl Attend for Gathered<'_> {
+    fn attend(
+        &self,
+        layer: usize,
+        q: &Tensor,
+        k: &Tensor,
+        v: &Tensor,
+        spec: &AttendSpec,
+    ) -> Tensor {
+        let (keys, values) = (&self.tensors.keys[layer], &self.tensors.values[layer]);
+        let _ = keys.shallow_clone().index_copy_(0, &self.slots, k);
+        let _ = values.shallow_clone().index_copy_(0, &self.slots, v);
+        let mut out = q.empty_like();
+        self.fill(layer, q, spec, &mut out);
         out
     }
 }

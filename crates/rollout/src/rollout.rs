@@ -20,7 +20,8 @@ pub struct RolloutConfig {
     pub max_rows: usize,
     /// Most sequences being computed at once.
     pub max_sequences: usize,
-    /// Tokens whose keys and values a cache holds; 0 takes as many as fit in 512 MiB.
+    /// Tokens whose keys and values a cache holds; 0 takes as many as fit in 512 MiB
+    /// (on a GPU 8 GiB).
     pub cache_tokens: usize,
     /// Tokens that end a completion unless `ignore_eos`.
     pub eos: Vec<u32>,
@@ -148,6 +149,13 @@ impl<'m> Rollout<'m> {
             arrivals: 0,
             stats: Stats::default(),
         })
+    }
+
+    /// Computes by the kernels of this machine.
+    #[cfg(test)]
+    pub(crate) fn on(mut self, machine: &'static dyn kernels::cuda::Machine) -> Self {
+        self.engine.machine = Some(machine);
+        self
     }
 
     /// The cache, for the next rollout; what is pending is dropped.

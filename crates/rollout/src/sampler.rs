@@ -21,6 +21,14 @@ pub struct Pick<'a> {
     pub position: usize,
 }
 
+impl Pick<'_> {
+    /// The draw that decides.
+    pub fn draw(&self) -> Draw {
+        let index = (self.sample as u64) << 32 | self.position as u64;
+        Draw::new(self.sampling.seed, "sample", self.request, index)
+    }
+}
+
 /// A chosen token and its log-probability under softmax(logits / temperature), unfiltered.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Choice {
@@ -54,8 +62,7 @@ pub fn choose<E: Elem>(logits: &[E], pick: &Pick, scratch: &mut Scratch) -> Opti
     let token = if greedy {
         most_likely(&scratch.scaled)
     } else {
-        let index = (pick.sample as u64) << 32 | pick.position as u64;
-        let u = Draw::new(sampling.seed, "sample", pick.request, index).f64();
+        let u = pick.draw().f64();
         if sampling.top_p < 1.0 || (1..logits.len()).contains(&sampling.top_k) {
             from_filtered(u, total, sampling, scratch)
         } else {

@@ -13,6 +13,7 @@ use tch::{Device, Kind, Tensor};
 
 /// Memory of a cache made without a size.
 const DEFAULT_BYTES: usize = 512 << 20;
+const DEFAULT_BYTES_GPU: usize = 8 << 30;
 
 /// Keys and values, by what computes with them.
 pub(crate) enum Store {
@@ -166,6 +167,9 @@ impl Made {
     /// Tokens of a cache of these sizes.
     fn tokens(&self, sizes: &RolloutConfig) -> usize {
         match sizes.cache_tokens {
+            0 if self.device.is_cuda() => {
+                DEFAULT_BYTES_GPU / self.shape.token_bytes(self.kind.elt_size_in_bytes()).max(1)
+            }
             0 => DEFAULT_BYTES / self.shape.token_bytes(self.kind.elt_size_in_bytes()).max(1),
             n => n,
         }
