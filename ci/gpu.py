@@ -2,6 +2,7 @@
 
     gpu.py torch    prints the library path of this python's libtorch
     gpu.py run ..   runs the checks and writes ci/results/NAME.json; exit 1 when one fails
+    gpu.py table    writes the README's table of GPU figures from ci/results/*.json
 """
 
 import argparse
@@ -24,8 +25,13 @@ TORCH = "2.11."
 # what log-probabilities on any device may differ from transformers' on CPU, in nats
 TOLERANCE = 1e-4
 
-# in this order
-CHECKS = ["recipe", "models", "collectives", "mesh", "bench"]
+# in this order; the first ones tell most
+CHECKS = ["kernels", "product", "peers", "recipe", "models", "sanitizer", "collectives", "mesh", "bench"]
+# where a check's results lie in the file, unless under its name
+SECTIONS = {"recipe": "run", "models": "fixtures"}
+# seconds that one program of a check may take
+LIMIT = 420
+README_BEGIN, README_END = "<!-- gpu figures: ci/gpu.py table -->", "<!-- end of gpu figures -->"
 
 SCORE = """[recipe]
 name = "score-fixture"
@@ -55,16 +61,95 @@ def torch():
     print(":".join([str(site / "torch/lib"), *sorted(glob.glob(str(site / "nvidia/*/lib")))]))
 
 
-def call(command, log):
-    """Exit code, standard output and seconds; standard error goes to `log`."""
+def call(command, log, **more):
+    """Exit code, standard output and seconds; standard error goes to `log`. 124 is a program that took too long; what it
+    printed until then is kept."""
     start = time.monotonic()
     with open(log, "w", encoding="utf-8") as stderr:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False)
+        env = os.environ | more
+        try:
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=stderr, text=True, check=False, env=env,
+                                  timeout=LIMIT)
+            code, out = done.returncode, done.stdout
+        except subprocess.TimeoutExpired as late:
+            code, out = 124, (late.stdout or b"").decode(errors="replace")
     seconds = time.monotonic() - start
-    if done.returncode != 0:
+    if code != 0:
         tail = Path(log).read_text(encoding="utf-8").splitlines()[-20:]
-        print(f"exit {done.returncode}: {' '.join(map(str, command))}", *tail, sep="\n", file=sys.stderr)
-    return done.returncode, done.stdout, seconds
+        print(f"exit {code}: {' '.join(map(str, command))}", *tail, sep="\n", file=sys.stderr)
+    return code, out, seconds
+
+
+def json_lines(text):
+    """The lines that are JSON objects."""
+    lines = []
+    for line in text.splitlines():
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(value, dict):
+            lines.append(value)
+    return lines
+
+
+def measured(args, command, name, **more):
+    """A program that prints JSON lines: its result."""
+    code, out, seconds = call(command, args.scratch / f"{name}.log", **more)
+    lines = json_lines(out)
+    for line in lines:
+        print(f"  {json.dumps(line)}", flush=True)
+    return {"name": name, "ok": code == 0 and bool(lines), "exit_code": code, "seconds": seconds,
+            "arguments": [str(part) for part in command[1:]], "lines": lines}
+
+
+def kernels(args):
+    """Every kernel against its reference in fp64, outputs poisoned first, on inputs that no run had before; then rates."""
+    seed = str(int(time.time()))
+    tests = args.binaries / "kernel-tests"
+    # without NVRTC's own tests: they write below the folder that the binary was built in
+    code, out, seconds = call([tests, "--skip", "compile::", "--skip", "arguments::", "--test-threads", "1"],
+                              args.scratch / "kernel-tests.log", RECIPE_KERNEL_SEED=seed, RECIPE_GPU_DEVICE=args.device)
+    lines = [line for line in out.splitlines() if line.startswith("test ")]
+    for line in lines:
+        print(f"  {line}", flush=True)
+    if code != 0:
+        print("\n".join(out.splitlines()[-60:]), flush=True)
+    ok = code == 0 and len(lines) > 10
+    agree = {"name": "kernel-tests", "ok": ok, "seed": seed, "seconds": seconds, "tests": lines,
+             "tolerance": {"fp32": 1e-5, "bf16": 1e-2}, "said": [] if ok else out.splitlines()[-60:]}
+    return [agree, measured(args, [args.binaries / "kernel-rates", args.device], "kernel-rates")]
+
+
+def sanitizer(args):
+    """The same tests under compute-sanitizer, where there is one."""
+    tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if args.device == "cpu" or tool is None:
+        return [{"name": "compute-sanitizer", "ok": True, "skipped": "it is not installed, or there is no GPU"}]
+    results = []
+    for check in ["memcheck", "racecheck"]:
+        code, out, seconds = call(
+            [tool, "--tool", check, "--error-exitcode", "9", args.binaries / "kernel-tests", "--skip", "compile::",
+             "--skip", "arguments::", "--skip", "many_rows", "--test-threads", "1"],
+            args.scratch / f"{check}.log", RECIPE_GPU_DEVICE=args.device)
+        results.append({"name": f"compute-sanitizer {check}", "ok": code == 0, "exit_code": code, "seconds": seconds,
+                        "said": out.splitlines()[-20:]})
+    return results
+
+
+def product(args):
+    """Training, generation and a GRPO step at real sizes, with our kernels; training and agreement with libtorch's too."""
+    gpu = args.binaries / "gpu"
+    results = [measured(args, [gpu, what, args.device], what) for what in ["agree", "sft", "decode", "grpo"]]
+    return results + [measured(args, [gpu, what, args.device], f"{what}, RECIPE_KERNELS=libtorch",
+                               RECIPE_KERNELS="libtorch") for what in ["agree", "sft"]]
+
+
+def peers(args):
+    """What people would use instead. A peer that fails is its own line; it fails no check of ours."""
+    script = ROOT / "ci/gpu_peers.py"
+    results = [measured(args, [sys.executable, script, what, args.device], f"peer {what}") for what in ["sft", "decode"]]
+    return [result | {"ok": True, "measured": result["ok"]} for result in results]
 
 
 def run_recipe(args, file, *more):
@@ -170,6 +255,88 @@ def binary(path):
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
+def place(args, devices):
+    """The file of the results."""
+    default = devices[0]["name"] if devices else "cpu"
+    name = args.name or re.sub(r"[^a-z0-9]+", "-", default.lower()).strip("-")
+    return ROOT / "ci" / "results" / f"{name}.json"
+
+
+def earlier(args, results, devices):
+    """What a run of other checks of the same binaries on the same GPU left in the file: several short runs make one."""
+    to = place(args, devices)
+    if not to.exists():
+        return {}
+    old = json.loads(to.read_text(encoding="utf-8"))
+    if any(old.get(key) != results[key] for key in ["binaries", "gpus", "torch", "device"]):
+        return {}
+    mine = {SECTIONS.get(check, check) for check in args.checks}
+    kept = {key: old[key] for key in map(lambda check: SECTIONS.get(check, check), CHECKS) if key in old and key not in mine}
+    return kept | ({"earlier": old.get("earlier", []) + [[old["date"], old["command"], old["ok"]]]} if kept else {})
+
+
+def write(args, results, devices):
+    """Writes the results so far: a run that is cut short leaves what it had."""
+    to = place(args, devices)
+    to.parent.mkdir(exist_ok=True)
+    to.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return to
+
+
+def best(results, check, measure, **want):
+    """The last line of a measure whose fields are as wanted."""
+    lines = [line for part in results.get(check, []) for line in part.get("lines", [])
+             if line.get("measure") == measure and all(line.get(key) == value for key, value in want.items())]
+    return lines[-1] if lines else None
+
+
+def rows(results):
+    """Lines of the table: what, ours, theirs."""
+    out = []
+    number = lambda value, unit: "not measured" if value is None else f"{value:,.0f} {unit}"
+    for length in [4096, 8192]:
+        ours = best(results, "product", "sft", model="qwen3-0.6b", length=length, kernels="fused")
+        if ours is None:
+            continue
+        for peer in ["PyTorch eager", "PyTorch compiled"]:
+            theirs = best(results, "peers", "sft", peer=peer, length=length) or {}
+            gib = lambda line: number((line.get("peak_bytes") or 0) / 2**30 or None, "GiB")
+            out.append((f"SFT, Qwen3-0.6B shapes, bf16, {length} tokens", f"{number(ours['tokens_per_second'], 'tokens/s')}, "
+                        f"MFU {ours['mfu']:.0%}, {gib(ours)}", f"{peer}: {number(theirs.get('tokens_per_second'), 'tokens/s')}, "
+                        f"{gib(theirs)}"))
+    ours = best(results, "product", "decode")
+    if ours and ours["sequences"] == 256:
+        for peer in ["plain PyTorch loop over a static KV cache", "transformers, continuous batching"]:
+            theirs = best(results, "peers", "decode", peer=peer) or {}
+            out.append(("decode, 256 x (512 + 512)", f"{number(ours['tokens_per_second'], 'tokens/s')}, "
+                        f"{ours['share_of_floor']:.0%} of the bandwidth floor",
+                        f"{peer}: {number(theirs.get('tokens_per_second'), 'tokens/s')}"))
+    step = best(results, "product", "grpo")
+    if step and step["groups"] == 64:
+        out.append(("GRPO step, 64 x 16, up to 1,024 tokens", f"{step['seconds']:.1f} s, {step['share_other']:.1%} neither "
+                    "generation nor forward and backward", "-"))
+    return out
+
+
+def table():
+    """Puts the table of all GPU results into the README."""
+    text = []
+    for path in sorted((ROOT / "ci" / "results").glob("*.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if results.get("device") != "cuda" or not rows(results):
+            continue
+        gpu = results["gpus"][0]
+        text += ["", f"{gpu['name']}, driver {gpu['driver_version']}, torch {results['torch']}, {results['date'][:10]} "
+                 f"(`ci/results/{path.name}`, `{results['command']}`):", "", "| work | recipe | beside it |", "|---|---|---|"]
+        text += [f"| {' | '.join(row)} |" for row in rows(results)]
+    text = text[1:] or ["No figures of a GPU have been measured yet."]
+    readme = ROOT / "README.md"
+    old = readme.read_text(encoding="utf-8")
+    before, rest = old.split(README_BEGIN)
+    _, after = rest.split(README_END)
+    readme.write_text(before + "\n".join([README_BEGIN, *text, README_END]) + after, encoding="utf-8")
+
+
 def run(args):
     """All checks; returns whether all are well."""
     devices = gpus(args.device)
@@ -189,7 +356,14 @@ def run(args):
         "worker": json.loads(out),
         "binaries": {path.name: binary(path) for path in sorted(args.binaries.iterdir()) if path.is_file()},
     }
+    results |= {"ok": False} | earlier(args, results, devices)
     checks = []
+    for name, check in [("kernels", kernels), ("product", product), ("peers", peers)]:
+        if name in args.checks:
+            print(f"checking {name}", flush=True)
+            results[name] = check(args)
+            checks += results[name]
+            write(args, results, devices)
     if "recipe" in args.checks:
         print("running the recipe", flush=True)
         results["run"] = main_recipe(args)
@@ -199,6 +373,10 @@ def run(args):
         print(f"scoring {len(models)} golden models", flush=True)
         results["fixtures"] = [fixture(args, model) for model in models]
         checks += results["fixtures"] or [{"ok": False}]
+    if "sanitizer" in args.checks:
+        print("running compute-sanitizer", flush=True)
+        results["sanitizer"] = sanitizer(args)
+        checks += results["sanitizer"]
     if "collectives" in args.checks:
         print("checking collectives", flush=True)
         results["collectives"] = ranks(args)
@@ -211,15 +389,14 @@ def run(args):
         print("benchmarking", flush=True)
         results["bench"] = benchmarks(args)
         checks.append(results["bench"])
-    results["ok"] = all(check["ok"] for check in checks)
+    results["ok"] = all(check["ok"] for check in checks) and all(ok for _, _, ok in results.get("earlier", []))
 
-    default = devices[0]["name"] if devices else "cpu"
-    name = args.name or re.sub(r"[^a-z0-9]+", "-", default.lower()).strip("-")
-    to = ROOT / "ci" / "results" / f"{name}.json"
-    to.parent.mkdir(exist_ok=True)
-    to.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    to = write(args, results, devices)
     for check in results.get("fixtures", []):
         print(f"  {check['model']}: {'ok' if check['ok'] else 'FAILED'}, {check.get('max_difference')}")
+    for check in checks:
+        if "name" in check:
+            print(f"  {check['name']}: {check.get('skipped') or ('ok' if check['ok'] else 'FAILED')}")
     for check in results.get("collectives", []):
         for line in check["lines"]:
             print(f"  {check['transport']}, {line['ranks']} ranks: {'ok' if line['ok'] else 'FAILED'}")
@@ -233,6 +410,7 @@ def main():
     parser = argparse.ArgumentParser()
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("torch")
+    verbs.add_parser("table")
     runs = verbs.add_parser("run")
     runs.add_argument("--device", required=True)
     runs.add_argument("--binaries", type=Path, required=True)
@@ -245,6 +423,8 @@ def main():
         sys.exit(f"gpu.py: no check named {', '.join(sorted(unknown))}: there are {', '.join(CHECKS)}")
     if args.verb == "torch":
         torch()
+    elif args.verb == "table":
+        table()
     elif not run(args):
         sys.exit(1)
 

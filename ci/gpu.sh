@@ -5,12 +5,22 @@
 #   BINARIES  a directory that `cargo xtask pack DIR` has filled
 #   NAME      results go to ci/results/NAME.json [default: the GPU's name]
 #
-# Needs python3 whose torch is 2.11 with CUDA; PYTHON names another python. Runs
-# recipes/sft-then-grpo.toml, scores every golden model against transformers, checks the collectives
-# (NCCL with one rank, host-staged Gloo with ranks that share the GPU), trains on meshes of two and four
-# such ranks against one process, and benchmarks, all on the GPU. RECIPE_GPU_CHECKS="collectives mesh"
-# runs some of: recipe, models, collectives, mesh, bench. RECIPE_GPU_DEVICE=cpu goes the same way on the
-# CPU, small: a test of this script.
+# Needs python3 whose torch is 2.11 with CUDA; PYTHON names another python. RECIPE_GPU_CHECKS="kernels product"
+# runs some of, in this order:
+#   kernels      every GPU kernel against its reference in fp64, and its rate beside a copy's
+#   product      SFT at Qwen3-0.6B and Llama-3.1-8B shapes, generation, a GRPO step, sampler against trainer;
+#                training again with RECIPE_KERNELS=libtorch
+#   peers        ci/gpu_peers.py: PyTorch eager and compiled, and generation, on the same GPU
+#   recipe       recipes/sft-then-grpo.toml
+#   models       every golden model's scores against transformers'
+#   sanitizer    the kernels under compute-sanitizer, where it is installed
+#   collectives  NCCL with one rank, host-staged Gloo with ranks that share the GPU
+#   mesh         training on meshes of two and four such ranks against one process
+#   bench        the CPU's benchmarks on the GPU
+# Results are written after each of the first three, so that a run that is cut short leaves something; a run of other
+# checks with the same binaries and NAME adds to the file. Then
+# `python3 ci/gpu.py table` makes the README's table. RECIPE_GPU_DEVICE=cpu goes the same way on the CPU,
+# small, kernels by the emulator: a test of this script.
 # Exit: 0 ok, 1 a check failed (results are written), 2 usage, 4 no GPU or no libtorch here.
 set -eu
 
@@ -25,7 +35,7 @@ fail() {
 [ -d "$1" ] || fail 2 "$1 is no directory"
 binaries=$(cd "$1" && pwd)
 name=${2:-}
-for binary in recipe recipe-worker bench collectives mesh; do
+for binary in recipe recipe-worker bench collectives mesh kernel-tests kernel-rates gpu; do
     [ -x "$binaries/$binary" ] || fail 2 "$binaries/$binary is missing: build it with \
 \`cargo xtask pack $1\`"
 done

@@ -9,8 +9,17 @@ use serde_json::Value;
 use crate::libtorch;
 use crate::process::{Result, cargo, check, output};
 
-/// Names of the binaries; one is a test program with its own main.
-const BINARIES: [&str; 5] = ["recipe", "recipe-worker", "bench", "collectives", "mesh"];
+/// What cargo calls the binaries, examples and test programs, and what they are called in the directory.
+const BINARIES: [(&str, &str); 8] = [
+    ("recipe", "recipe"),
+    ("recipe-worker", "recipe-worker"),
+    ("bench", "bench"),
+    ("collectives", "collectives"),
+    ("mesh", "mesh"),
+    ("cuda", "kernel-tests"),
+    ("rates", "kernel-rates"),
+    ("gpu", "gpu"),
+];
 
 /// Builds the binaries and puts them into a directory, without symbols.
 pub fn run(args: &[String]) -> Result<ExitCode> {
@@ -24,16 +33,19 @@ pub fn run(args: &[String]) -> Result<ExitCode> {
         cargo()
             .args(["build", "--release", "--workspace", "--bins"])
             .args(["--example", "bench", "--example", "collectives"])
+            .args(["--example", "rates", "--example", "gpu"])
             .args([
                 "--test",
                 "mesh",
+                "--test",
+                "cuda",
                 "--message-format",
                 "json-render-diagnostics",
             ])
             .envs(torch.environment()),
     )?;
-    for name in BINARIES {
-        let from = executable(&built, name).ok_or(format!("cargo built no {name}"))?;
+    for (target, name) in BINARIES {
+        let from = executable(&built, target).ok_or(format!("cargo built no {target}"))?;
         let to = dir.join(name);
         fs::copy(&from, &to).map_err(|e| format!("failed to write {}: {e}", to.display()))?;
         check(Command::new("strip").arg(&to))?;
