@@ -266,6 +266,7 @@ impl Runner<'_> {
             root: &scratch.path,
         };
         let paths = job::provide(&job.inputs, &layout, store, shared.offline)?;
+        self.keep_contents(&paths);
         fault::at("provided");
         let (mut numerics, mut steps) = (Vec::new(), Steps::default());
         let gang_name = format!("{}-{}-{}", shared.run, stage.name, claim.attempt);

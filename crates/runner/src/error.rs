@@ -150,7 +150,7 @@ pub enum Error {
 }
 
 /// What ended an attempt, with its class.
-#[derive(Debug, Clone, thiserror::Error, Serialize)]
+#[derive(Debug, Clone, thiserror::Error, Serialize, Deserialize)]
 #[error("{message}")]
 pub struct AttemptError {
     pub class: Class,

@@ -10,6 +10,8 @@
 //! kill them when it dies. What happens goes out as [`Report`]s; the run record is one subscriber (record.rs).
 
 pub mod baseline;
+pub mod clock;
+pub mod content;
 pub mod guard;
 pub mod machine;
 pub mod space;
@@ -17,7 +19,6 @@ pub mod space;
 mod attempt;
 mod calibration;
 mod cancel;
-mod clock;
 mod crew;
 mod curves;
 mod emitted;
@@ -43,6 +44,7 @@ mod slots;
 mod source;
 mod states;
 mod tail;
+mod track;
 mod trainer;
 
 pub use cancel::{Cancel, Stop};
@@ -52,6 +54,7 @@ pub use history::Past;
 pub use meter::Energy;
 pub use options::{Device, Force, Options, Resume};
 pub use outcome::{Outcome, StageOutcome, Status};
+pub use record::event;
 pub use report::{Report, Reporter, Silent, VERSION as REPORT_VERSION};
 pub use resolve::{Resolved, State, Why, resolve};
 pub use run::run;

@@ -52,6 +52,20 @@ pub fn run_of(owner: &str) -> Option<&str> {
     owner.rsplit_once(" run ").map(|(_, run)| run)
 }
 
+/// Whether the process that [`owner`] named lives; none where it is another machine's.
+pub fn lives(owner: &str) -> Option<bool> {
+    let (host, rest) = owner.split_once(" pid ")?;
+    let pid = rest.split(' ').next()?.parse::<u32>().ok()?;
+    let here = fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
+    if host != here.trim() {
+        return None;
+    }
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // the state follows the name, which may hold anything
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    Some(state.is_some_and(|s| !s.starts_with('Z')))
+}
+
 /// Host name and process, for people who ask who holds a claim.
 pub fn owner(run: &str) -> String {
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();

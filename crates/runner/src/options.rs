@@ -59,6 +59,8 @@ pub struct Options {
     pub locked: bool,
     /// Never touch the network (`HF_HUB_OFFLINE` does the same for the hub).
     pub offline: bool,
+    /// Tell the recipe's trackers what happens.
+    pub track: bool,
     /// Reuse results of another trainer identity.
     pub accept_trainer: bool,
     /// How long after SIGTERM a process may live, for a timeout and for `command` stages.
@@ -88,6 +90,7 @@ impl Options {
             jobs: None,
             locked: false,
             offline: false,
+            track: true,
             accept_trainer: false,
             grace: Duration::from_secs(30),
             claim_ttl: None,

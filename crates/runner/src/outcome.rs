@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 
 use cache::Cost;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use spec::assertion::Judged;
 
 use crate::error::{AttemptError, Class};
 use crate::meter::Energy;
 
 /// The last state of a stage in a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Status {
     /// The store had the result.
@@ -47,6 +47,8 @@ impl Status {
 pub struct StageOutcome {
     pub stage: String,
     pub kind: String,
+    /// Stages whose outputs it reads.
+    pub reads: Vec<String>,
     pub status: Status,
     /// Hex key, when its inputs were known.
     pub key: Option<String>,

@@ -7,6 +7,7 @@
 //! | `events.jsonl` | every [`Report`] with its time, appended as it happens |
 //! | `metrics.jsonl` | `{"stage", "attempt", "step", "metrics"}` per step |
 //! | `logs/<stage>-<attempt>.log` | what the attempt's processes printed, rank 0; other ranks beside it |
+//! | `sources/<digest>.json` | what a source held when a stage read it: files, and hashes of rows (content.rs) |
 //! | `guard.log` | what the guard had to kill, if anything |
 //!
 //! In a local store these files are written in place. For a remote store they are written to a directory of this
@@ -251,6 +252,19 @@ struct Timed<'a> {
     time: &'a str,
     #[serde(flatten)]
     report: &'a Report,
+}
+
+/// What a line of `events.jsonl` says, and when (seconds since 1970); none where the line was cut
+/// short or is another version's.
+pub fn event(line: &[u8]) -> Option<(f64, Report)> {
+    #[derive(serde::Deserialize)]
+    struct Line {
+        time: String,
+        #[serde(flatten)]
+        report: Report,
+    }
+    let line: Line = serde_json::from_slice(line).ok()?;
+    Some((clock::seconds(&line.time)?, line.report))
 }
 
 #[derive(Serialize)]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use spec::assertion::Judged;
 
 use crate::error::AttemptError;
@@ -12,7 +12,7 @@ use crate::outcome::Status;
 pub const VERSION: u32 = 1;
 
 /// Something that happened in a run; one JSON object per line when recorded.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Report {
     RunStarted {
@@ -61,6 +61,7 @@ pub enum Report {
         stage: String,
         attempt: u32,
         step: u64,
+        #[serde(deserialize_with = "spec::job::numbers")]
         metrics: BTreeMap<String, f64>,
     },
     Checkpoint {
@@ -90,8 +91,9 @@ pub enum Report {
         attempt: Option<u32>,
         key: Option<String>,
         outputs: BTreeMap<String, String>,
+        #[serde(deserialize_with = "spec::job::numbers")]
         metrics: BTreeMap<String, f64>,
-        #[serde(skip_serializing_if = "Vec::is_empty")]
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
         verdicts: Vec<Judged>,
         seconds: f64,
         message: Option<String>,

@@ -34,6 +34,7 @@ use crate::scratch;
 use crate::session::{Found, Keyed, Session};
 use crate::slots::{Need, Slots};
 use crate::states::{Phase, States};
+use crate::track::Trackers;
 
 /// How often stop requests and the record are looked at while nothing happens.
 const TICK: Duration = Duration::from_millis(100);
@@ -78,6 +79,10 @@ pub fn run(plan: &Plan, options: &Options, reporter: &mut dyn Reporter) -> Resul
         states,
         slots,
         crew: Crew::new(),
+        trackers: match options.track {
+            true => Trackers::start(plan, &recorder.id),
+            false => Trackers::none(),
+        },
         recorder,
         reporter,
         shared,
@@ -112,6 +117,7 @@ struct Run<'a> {
     slots: Slots,
     crew: Crew,
     recorder: Recorder<'a>,
+    trackers: Trackers,
     reporter: &'a mut dyn Reporter,
     shared: Arc<Shared>,
     tell: Sender<Note>,
@@ -385,6 +391,7 @@ impl Run<'_> {
 
     fn report(&mut self, report: Report) {
         self.recorder.report(&report);
+        self.trackers.report(&report);
         self.reporter.report(&report);
     }
 
@@ -432,6 +439,13 @@ impl Run<'_> {
         };
         let seconds = self.recorder.seconds();
         let run = self.recorder.id.clone();
+        for text in self.trackers.finish(exit_code) {
+            self.report(Report::Message {
+                stage: None,
+                level: "warning".into(),
+                text: format!("tracker {text}"),
+            });
+        }
         self.report(Report::RunFinished {
             run: run.clone(),
             exit_code,

@@ -54,6 +54,7 @@ impl States {
         let outcomes = plan.order.iter().map(|s| StageOutcome {
             stage: s.stage.name.clone(),
             kind: s.stage.kind.name.to_owned(),
+            reads: s.stage.upstream().into_iter().map(str::to_owned).collect(),
             status: Status::NotRun,
             key: None,
             attempt: None,

@@ -30,8 +30,8 @@ pub struct RecipeFile {
     pub profiles: Vec<String>,
 }
 
-const TOP: [&str; 5] = ["recipe", "params", "source", "stage", "profile"];
-const LAYERED: [&str; 3] = ["params", "source", "stage"];
+const TOP: [&str; 6] = ["recipe", "params", "source", "stage", "track", "profile"];
+const LAYERED: [&str; 4] = ["params", "source", "stage", "track"];
 
 /// Reads a recipe file and applies the layers.
 pub fn read(path: &Path, layers: &Layers) -> Result<RecipeFile, Box<Diagnostic>> {
@@ -291,7 +291,8 @@ fn apply_setting(
     let required = match path[0] {
         "params" => 2,
         "stage" | "source" => 2.min(path.len()),
-        "recipe" => 1,
+        // a tracker may be asked for that the file does not name
+        "track" => 0,
         _ => 1,
     };
     if found < required || !TOP.contains(&path[0]) || path[0] == "profile" {

@@ -24,6 +24,7 @@ mod read;
 pub mod recipe;
 mod resolve;
 pub mod schema;
+pub mod track;
 pub mod tree;
 
 pub use assertion::Assertion;

@@ -1,5 +1,6 @@
 //! A recipe whose every reference is resolved and every value has its type.
 
+use crate::track::Track;
 use crate::tree::{COMMAND_LINE, Files, Node};
 use crate::{ArtifactKind, Assertion, Kind, Place, Placement};
 use indexmap::IndexMap;
@@ -22,6 +23,8 @@ pub struct Recipe {
     pub stages: IndexMap<String, Arc<Stage>>,
     /// Names of all profiles, chosen or not.
     pub profiles: Vec<String>,
+    /// Where metrics go besides the run's record.
+    pub track: Track,
     pub(crate) files: Files,
     pub(crate) root: Node,
 }

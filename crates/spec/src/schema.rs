@@ -5,6 +5,7 @@ mod asked;
 mod rules;
 
 use crate::kinds::{ArtifactKind, KINDS, Kind};
+use crate::track::Track;
 use crate::{Assertion, Checkpoint, Resources, Retry, SCHEMA};
 use schemars::SchemaGenerator;
 use serde_json::{Map, Value, json};
@@ -16,6 +17,7 @@ pub fn recipe() -> Value {
         .iter()
         .map(|kind| stage(kind, &mut generator))
         .collect();
+    let track = generator.subschema_for::<Track>();
     let mut definitions = generator.take_definitions(true);
     let told = rules::ask(&mut definitions);
     allow_params(&mut definitions);
@@ -28,6 +30,7 @@ pub fn recipe() -> Value {
                 "propertyNames": { "pattern": NAME, "not": { "const": "source" } },
                 "additionalProperties": stage,
             },
+            "track": track,
         })
     };
     let mut properties = layered(json!({ "$ref": "#/$defs/stage" }));

@@ -1,4 +1,7 @@
-//! What an attempt begins with: the checkpoint that it goes on from, and the speed of its machine.
+//! What an attempt begins with: the checkpoint that it goes on from, the speed of its machine, and what its sources hold.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use cache::Claim;
 use serde_json::Value;
@@ -9,9 +12,25 @@ use super::{Runner, Start};
 use crate::error::Error;
 use crate::job::Layout;
 use crate::options::Resume;
-use crate::{calibration, curves, machine};
+use crate::{calibration, content, curves, machine};
 
 impl Runner<'_> {
+    /// What the sources that it reads hold goes to the run's record, for people who compare runs.
+    pub(super) fn keep_contents(&self, paths: &BTreeMap<String, Vec<PathBuf>>) {
+        for (name, list) in &self.job.inputs {
+            for (input, path) in list.iter().zip(paths.get(name).into_iter().flatten()) {
+                let Some((source, known)) = &input.source else {
+                    continue;
+                };
+                let (dir, store) = (&self.shared.run_dir, &self.shared.store);
+                if let Err(e) = content::keep(dir, source, known, path, store) {
+                    let text = format!("the rows of source '{source}' are not recorded: {e}");
+                    self.warn(text);
+                }
+            }
+        }
+    }
+
     /// What the machine does right now on as many threads as the stage has, in GFLOP/s, where its speed may be judged:
     /// it is an assertion's unit, and none for what runs on a GPU.
     pub(super) fn calibrate(&self) -> Option<f64> {

@@ -22,7 +22,7 @@ use spec::{Recipe, SourceSpec};
 use crate::error::{Class, Error};
 
 pub use adopted::{Adoption, adopt};
-pub use files::single_file;
+pub use files::{manifest, single_file};
 use hub::Repository;
 pub use lock::{Lock, Origin, Pin, write_atomic};
 
@@ -213,6 +213,11 @@ impl Sources {
 }
 
 impl Known {
+    /// Whether it is a model's repository on the hub.
+    pub fn is_weights(&self) -> bool {
+        matches!(&self.from, From::Hub { repository, .. } if !repository.dataset)
+    }
+
     /// Makes the bytes available at or below `to` (which does not exist yet); returns where they are.
     pub fn provide(
         &self,

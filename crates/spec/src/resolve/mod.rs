@@ -8,6 +8,7 @@ use crate::diagnostic::Diagnostic;
 use crate::kinds::Invalid;
 use crate::layers::RecipeFile;
 use crate::recipe::{Recipe, is_name};
+use crate::track::Track;
 use crate::tree::{At, Entry, Files, Node};
 use crate::{SCHEMA, codes, read};
 use serde::Deserialize;
@@ -41,6 +42,7 @@ pub fn resolve(file: RecipeFile) -> Result<Recipe> {
     let head = resolver.head(&path, &root)?;
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
     let sources = resolver.sources(&folder, &root)?;
+    let track = resolver.track(&root)?;
     let drafts = resolver.drafts(&root)?;
     let stages = resolver.link(&sources, drafts)?;
     resolver.refuse_cycles(&root, &stages)?;
@@ -51,6 +53,7 @@ pub fn resolve(file: RecipeFile) -> Result<Recipe> {
         sources,
         stages,
         profiles,
+        track,
         files,
         root,
     })
@@ -107,6 +110,17 @@ impl<'a> Resolver<'a> {
             ));
         }
         Ok(head)
+    }
+
+    fn track(&self, root: &Node) -> Result<Track> {
+        let Some(node) = root.get("track") else {
+            return Ok(Track::default());
+        };
+        let track: Track = self.read("'track'", node)?;
+        track
+            .check()
+            .map_err(|e| self.invalid("'track'", node, e))?;
+        Ok(track)
     }
 
     /// Entries of a top-level table, with checked names.
