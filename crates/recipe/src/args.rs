@@ -49,6 +49,10 @@ pub enum Verb {
     Compare(CompareArgs),
     /// Write a page with the stages, curves and samples of runs
     Report(ReportArgs),
+    /// Follow a run that goes on in another process
+    Watch(WatchArgs),
+    /// Show the runs as pages on this machine, live while they go on
+    Serve(ServeArgs),
     /// Write a run to a folder that stands on its own, as an RO-Crate
     Archive(ArchiveArgs),
     /// Print the log of a stage of a run
@@ -179,6 +183,9 @@ pub struct RunArgs {
     /// Do not send what is computed to the remote store
     #[arg(long)]
     pub no_push: bool,
+    /// Tell no tracker of the recipe's [track] tables
+    #[arg(long)]
+    pub no_track: bool,
     /// What to do with checkpoints of an interrupted stage
     #[arg(long, value_enum, default_value_t = ResumeArg::Auto)]
     pub resume: ResumeArg,
@@ -392,6 +399,24 @@ pub struct ArchiveArgs {
     pub store: StoreArgs,
     #[command(flatten)]
     pub remote: RemoteArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct WatchArgs {
+    /// A run's id, the start of one, or `last`
+    #[arg(default_value = "last", add = Offer::new(completing::runs))]
+    pub run: String,
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The port on 127.0.0.1; 0 takes any that is free [default: 7878, or any where that is taken]
+    #[arg(long, value_name = "N")]
+    pub port: Option<u16>,
+    #[command(flatten)]
+    pub store: StoreArgs,
 }
 
 #[derive(Debug, Args)]

@@ -4,6 +4,7 @@ mod args;
 mod budget;
 mod causes;
 mod ci;
+mod compare;
 mod completing;
 mod devices;
 mod digests;
@@ -17,6 +18,7 @@ mod progress;
 mod project;
 mod provenance;
 mod report;
+mod serve;
 mod spending;
 mod tensors;
 mod verbs;
@@ -78,6 +80,8 @@ fn dispatch(verb: Verb) -> Result<u8, Fail> {
         Verb::Compare(args) => verbs::compare::run(args),
         Verb::Report(args) => verbs::report::run(args),
         Verb::Archive(args) => verbs::archive::run(args),
+        Verb::Watch(args) => verbs::watch::run(args),
+        Verb::Serve(args) => verbs::serve::run(args),
         Verb::Logs(args) => verbs::logs::run(args),
         Verb::Baseline(args) => verbs::baseline::run(args),
         Verb::Verify(args) => verbs::verify::run(*args),

@@ -76,6 +76,7 @@ pub struct Wandb {
 #[serde(default, deny_unknown_fields)]
 pub struct Mlflow {
     /// The tracking server, http:// or https://; left out, the environment's MLFLOW_TRACKING_URI.
+    #[schemars(regex(pattern = "^https?://[^/@]+(/.*)?$"))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub uri: Option<String>,
     /// The experiment; left out, the recipe's name.

@@ -11,11 +11,13 @@ mod terminal;
 use crate::fail::Fail;
 use crate::output;
 use events::Events;
-use plain::Plain;
+use plain::{Plain, To};
 use runner::{Report, Reporter};
 use spec::Plan;
+use spec::plan::Part;
 use stage::Live;
 use std::collections::BTreeSet;
+use std::io::IsTerminal;
 use std::path::Path;
 use terminal::Terminal;
 
@@ -32,16 +34,9 @@ impl Watch {
         if let Some(path) = events {
             all.push(Box::new(Events::create(path)?));
         }
-        // bars need a terminal that understands cursor movement
-        let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
-        if std::io::IsTerminal::is_terminal(&std::io::stderr()) && !dumb {
-            all.push(Box::new(Terminal::new(
-                plan,
-                output::colour(&std::io::stderr()),
-            )));
-        } else {
-            all.push(Box::new(Plain::new()));
-        }
+        let taken = plan.order.iter().filter(|s| s.part != Part::Out);
+        let names: Vec<&str> = taken.map(|s| s.stage.name.as_str()).collect();
+        all.push(shown(&names, To::Stderr));
         Ok(Self {
             all,
             failures: BTreeSet::new(),
@@ -51,6 +46,26 @@ impl Watch {
     /// Whether the failure of a stage has been told, with its log, when it happened.
     pub fn told(&self, stage: &str) -> bool {
         self.failures.contains(stage)
+    }
+}
+
+/// What shows a run that another process carries out.
+pub fn watching(stages: &[String]) -> Box<dyn Reporter> {
+    let names: Vec<&str> = stages.iter().map(String::as_str).collect();
+    shown(&names, To::Stdout)
+}
+
+/// Bars on a terminal, lines elsewhere.
+fn shown(stages: &[&str], to: To) -> Box<dyn Reporter> {
+    // bars need a terminal that understands cursor movement
+    let dumb = std::env::var_os("TERM").is_some_and(|t| t == "dumb");
+    let mut terminal = std::io::stderr().is_terminal() && !dumb;
+    if to == To::Stdout {
+        terminal &= std::io::stdout().is_terminal();
+    }
+    match terminal {
+        true => Box::new(Terminal::new(stages, output::colour(&std::io::stderr()))),
+        false => Box::new(Plain::new(to)),
     }
 }
 

@@ -10,15 +10,35 @@ use std::time::{Duration, Instant};
 
 const EVERY: Duration = Duration::from_secs(10);
 
+/// Where lines go.
+#[derive(Clone, Copy, PartialEq)]
+pub enum To {
+    /// Beside what the command itself prints.
+    Stderr,
+    Stdout,
+}
+
+impl To {
+    fn say(self, text: &str) {
+        // who closed the pipe has seen what it wanted
+        let _ = match self {
+            Self::Stderr => writeln!(std::io::stderr().lock(), "{text}"),
+            Self::Stdout => writeln!(std::io::stdout().lock(), "{text}"),
+        };
+    }
+}
+
 pub struct Plain {
+    to: To,
     stages: BTreeMap<String, (Live, Instant)>,
     /// Lines of reused stages, which come by the thousand: written together.
     held: String,
 }
 
 impl Plain {
-    pub fn new() -> Self {
+    pub fn new(to: To) -> Self {
         Self {
+            to,
             stages: BTreeMap::new(),
             held: String::new(),
         }
@@ -29,10 +49,6 @@ impl Plain {
             .entry(stage.to_owned())
             .or_insert_with(|| (Live::default(), Instant::now()))
     }
-}
-
-fn say(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 impl Reporter for Plain {
@@ -47,9 +63,10 @@ impl Reporter for Plain {
             return;
         }
         if !self.held.is_empty() {
-            let _ = std::io::stderr().lock().write_all(self.held.as_bytes());
+            self.to.say(self.held.trim_end());
             self.held.clear();
         }
+        let to = self.to;
         match event {
             Report::Metrics { stage, metrics, .. } => self.live(stage).0.metrics(metrics),
             Report::Progress {
@@ -65,7 +82,7 @@ impl Reporter for Plain {
                 live.eta = *eta_seconds;
                 if said.elapsed() >= EVERY {
                     *said = Instant::now();
-                    say(&format!("{stage}: {}", live.sentence()));
+                    to.say(&format!("{stage}: {}", live.sentence()));
                 }
             }
             Report::StageFinished { stage, status, .. } => {
@@ -73,13 +90,13 @@ impl Reporter for Plain {
                     && live.step > 0
                     && *status == Status::Ran
                 {
-                    say(&format!("{stage}: {}", live.sentence()));
+                    to.say(&format!("{stage}: {}", live.sentence()));
                 }
-                say(&line(event).unwrap_or_default());
+                to.say(&line(event).unwrap_or_default());
             }
             other => {
                 if let Some(text) = line(other) {
-                    say(&text);
+                    to.say(&text);
                 }
             }
         }

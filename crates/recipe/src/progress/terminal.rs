@@ -5,8 +5,6 @@ use crate::format::duration;
 use crate::output::Colour;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use runner::{Report, Reporter, Status};
-use spec::Plan;
-use spec::plan::Part;
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -21,9 +19,7 @@ pub struct Terminal {
 const ALL: usize = 20;
 
 impl Terminal {
-    pub fn new(plan: &Plan, colour: bool) -> Self {
-        let shown = plan.order.iter().filter(|s| s.part != Part::Out);
-        let names: Vec<&str> = shown.map(|s| s.stage.name.as_str()).collect();
+    pub fn new(names: &[&str], colour: bool) -> Self {
         let width = names
             .iter()
             .map(|n| n.chars().count())
@@ -81,7 +77,7 @@ impl Terminal {
             }
             bar.set_position(live.step);
         }
-        let text = [live.steps(), live.numbers()]
+        let text = [live.steps(), live.spark(), live.numbers()]
             .into_iter()
             .filter(|s| !s.is_empty())
             .collect::<Vec<_>>()

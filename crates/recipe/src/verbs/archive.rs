@@ -13,7 +13,7 @@ use spec::diagnostic::suggestion;
 use crate::args::ArchiveArgs;
 use crate::fail::Fail;
 use crate::format::plural;
-use crate::past::Run;
+use crate::past::{Reader, Run};
 use crate::provenance::crate_graph::{self, Details, Facts};
 use crate::{output, project};
 
@@ -134,15 +134,17 @@ fn said(store: &Store, run: &Run) -> Result<Said, Fail> {
 }
 
 fn facts<'a>(store: &Store, run: &'a Run, said: &Said, license: String) -> Result<Facts<'a>, Fail> {
+    let reader = Reader::new(store.clone());
     let mut stages = BTreeMap::new();
     for stage in &run.stages {
-        if let Some((preimage, record)) = stage.result(store)? {
-            let word = |field: &str| Some(record.provenance.get(field)?.as_str()?.to_owned());
+        if let Some(made) = reader.result(stage)? {
+            let told = &made.result.provenance;
+            let word = |field: &str| Some(told.get(field)?.as_str()?.to_owned());
             let details = Details {
                 started: word("started"),
                 finished: word("finished"),
-                with: preimage.with,
-                inputs: preimage.inputs,
+                with: made.preimage.with.clone(),
+                inputs: made.preimage.inputs.clone(),
             };
             stages.insert(stage.stage.clone(), details);
         }

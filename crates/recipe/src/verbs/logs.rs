@@ -2,25 +2,24 @@
 
 use crate::args::LogsArgs;
 use crate::fail::Fail;
-use crate::verbs::runs::{computed_in, find, record};
+use crate::past::{Reader, Run};
+use crate::verbs::runs::find;
 use crate::{output, project};
 use spec::diagnostic::suggestion;
 
 pub fn run(args: LogsArgs) -> Result<u8, Fail> {
-    let store = project::open_store(&args.store)?;
-    let id = find(&store, &args.run)?;
-    let stages = record(&store, &id)?
-        .map(|r| r["stages"].clone())
-        .unwrap_or_default();
-    let reused = stages
-        .as_array()
-        .and_then(|all| all.iter().find(|s| s["stage"] == args.stage.as_str()));
-    // a reused stage has the log of the run that computed it
-    let computed = reused
-        .map(|s| computed_in(&store, s))
-        .transpose()?
-        .flatten();
-    let (id, stage) = computed.unwrap_or((id, args.stage));
+    let reader = Reader::new(project::open_store(&args.store)?);
+    let store = reader.store();
+    let id = find(store, &args.run)?;
+    let (id, stage) = match Run::read(store, &id) {
+        // a reused stage has the log of the run that computed it
+        Ok(run) => match run.stage(&args.stage) {
+            Some(stage) => reader.computed_in(&run, stage)?,
+            None => (id, args.stage),
+        },
+        // a run that died early has logs without a record
+        Err(_) => (id, args.stage),
+    };
     // logs/<stage>-<attempt>.log
     let mut logs: Vec<(String, u32, String)> = store
         .list_run_files(&id)?

@@ -20,6 +20,8 @@ pub mod report;
 pub mod run;
 pub mod runs;
 pub mod schema;
+pub mod serve;
 pub mod show;
 pub mod verify;
+pub mod watch;
 pub mod why;

@@ -35,6 +35,7 @@ fn work(args: RunArgs) -> Result<u8, Fail> {
         options.push = !args.no_push;
     }
     options.keep_going = args.keep_going;
+    options.track = !args.no_track;
     options.jobs = args.jobs.map(|n| n as usize);
     options.resume = match args.resume {
         ResumeArg::Auto => runner::Resume::Auto,

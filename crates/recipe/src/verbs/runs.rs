@@ -57,12 +57,34 @@ pub fn record(store: &Store, id: &str) -> Result<Option<Value>, Fail> {
         .and_then(|bytes| serde_json::from_slice(&bytes).ok()))
 }
 
-/// `ok`, `exit 3`, or `running`.
+/// How a run ended, if it did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Ending {
+    Running,
+    /// Its record says that it runs, but its process is gone.
+    Died,
+    Exit(u64),
+}
+
+/// Whether the process lives is known of runs of this machine; others are taken to run.
+pub fn ending(record: &Value) -> Ending {
+    if let Some(code) = record["exit_code"].as_u64() {
+        return Ending::Exit(code);
+    }
+    let owner = record["owner"].as_str().unwrap_or_default();
+    match runner::machine::lives(owner) {
+        Some(false) => Ending::Died,
+        _ => Ending::Running,
+    }
+}
+
+/// `ok`, `exit 3`, `running`, or `died`.
 pub fn state(record: &Value) -> String {
-    match record["exit_code"].as_u64() {
-        Some(0) => "ok".to_owned(),
-        Some(code) => format!("exit {code}"),
-        None => text(record, "state"),
+    match ending(record) {
+        Ending::Exit(0) => "ok".to_owned(),
+        Ending::Exit(code) => format!("exit {code}"),
+        Ending::Running => "running".to_owned(),
+        Ending::Died => "died".to_owned(),
     }
 }
 
@@ -94,22 +116,4 @@ pub fn find(store: &Store, word: &str) -> Result<String, Fail> {
             format!("write more of it, such as '{}'", begin[begin.len() - 1]),
         )),
     }
-}
-
-/// The run and stage that computed what a stage of a run has: its metrics and logs are there. None where it has no result.
-pub fn computed_in(store: &Store, stage: &Value) -> Result<Option<(String, String)>, Fail> {
-    let key = stage["key"]
-        .as_str()
-        .and_then(|hex| hex.parse::<cache::Digest>().ok());
-    let attempt = stage["attempt"]
-        .as_u64()
-        .and_then(|n| u32::try_from(n).ok());
-    let Some((key, attempt)) = key.zip(attempt) else {
-        return Ok(None);
-    };
-    let Some(cache::Ending::Result(result)) = store.ending(&key, attempt)? else {
-        return Ok(None);
-    };
-    let word = |field: &str| result.provenance.get(field)?.as_str().map(str::to_owned);
-    Ok(word("run").zip(word("stage")))
 }

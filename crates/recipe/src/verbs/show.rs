@@ -3,44 +3,37 @@
 use crate::args::ShowArgs;
 use crate::fail::Fail;
 use crate::format::{duration, number, table};
-use crate::past::Run;
+use crate::past::{Reader, Run};
 use crate::progress::stage::key_metrics;
-use crate::verbs::runs::{computed_in, state, text};
+use crate::verbs::runs::{state, text};
 use crate::{output, project, spending};
 use serde_json::Value;
 use spec::diagnostic::suggestion;
 use std::collections::BTreeMap;
 
 pub fn run(args: ShowArgs) -> Result<u8, Fail> {
-    let store = project::open_store(&args.store)?;
-    let run = Run::read(&store, &args.run)?;
+    let reader = Reader::new(project::open_store(&args.store)?);
+    let run = Run::read(reader.store(), &args.run)?;
     if args.ci.wanted() {
         args.ci.write(&run)?;
         return Ok(0);
     }
-    let Run { id, record, .. } = run;
-    let stages = record["stages"].as_array().cloned().unwrap_or_default();
     if let Some(name) = &args.metrics {
-        let known = || stages.iter().filter_map(|s| s["stage"].as_str());
-        if !known().any(|s| s == name) {
+        let Some(stage) = run.stage(name) else {
+            let known = run.stages.iter().map(|s| s.stage.as_str());
             return Err(Fail::not_stored(
-                format!("run '{id}' has no stage '{name}'"),
-                suggestion(name, known()),
+                format!("run '{}' has no stage '{name}'", run.id),
+                suggestion(name, known),
             ));
-        }
+        };
         // a reused stage has the steps of the run that computed it
-        let reused = stages.iter().find(|s| s["stage"] == name.as_str());
-        let computed = reused
-            .map(|s| computed_in(&store, s))
-            .transpose()?
-            .flatten();
-        let (run, stage) = computed.unwrap_or((id, name.clone()));
-        metrics(
-            &store.get_run(&run, "metrics.jsonl")?.unwrap_or_default(),
-            &stage,
-        );
+        let (id, stage) = reader.computed_in(&run, stage)?;
+        let lines = reader.store().get_run(&id, "metrics.jsonl")?;
+        metrics(&lines.unwrap_or_default(), &stage);
         return Ok(0);
     }
+    let Run { id, record, .. } = run;
+    let stages = record["stages"].as_array().cloned().unwrap_or_default();
     if args.json {
         output::json(&record);
         return Ok(0);

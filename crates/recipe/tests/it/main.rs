@@ -2,11 +2,15 @@
 
 mod cache;
 mod ci;
+mod compare;
 mod golden;
 mod help;
 mod judging;
+mod live;
 mod looks;
 mod project;
 mod provenance;
 mod schema;
+mod track;
 mod verbs;
+mod worker;

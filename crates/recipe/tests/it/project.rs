@@ -48,6 +48,11 @@ impl Project {
         std::fs::read_to_string(self.path(name)).unwrap()
     }
 
+    /// `recipe` with these arguments, split at spaces, in the project's folder; not started.
+    pub fn command(&self, args: &str) -> Command {
+        command(self.0.path(), &args.split_whitespace().collect::<Vec<_>>())
+    }
+
     /// Runs `recipe` with these arguments, split at spaces, in the project's folder.
     pub fn recipe(&self, args: &str) -> Ran {
         run(self.0.path(), &args.split_whitespace().collect::<Vec<_>>())
@@ -55,13 +60,27 @@ impl Project {
 }
 
 pub fn run(dir: &Path, args: &[&str]) -> Ran {
-    let out = Command::new(env!("CARGO_BIN_EXE_recipe"))
+    ran(command(dir, args))
+}
+
+/// `recipe` with these arguments, not started. A script `worker` in the folder is its worker.
+pub fn command(dir: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_recipe"));
+    command
         .args(args)
         .current_dir(dir)
         .env_remove("RUST_BACKTRACE")
-        .env_remove("RECIPE_WORKER")
-        .output()
-        .unwrap();
+        .env_remove("RECIPE_WORKER");
+    let worker = dir.join("worker");
+    if worker.exists() {
+        command.env("RECIPE_WORKER", worker);
+    }
+    command
+}
+
+/// Runs a command to its end.
+pub fn ran(mut command: Command) -> Ran {
+    let out = command.output().unwrap();
     Ran {
         code: out.status.code().unwrap_or(-1),
         out: String::from_utf8(out.stdout).unwrap(),

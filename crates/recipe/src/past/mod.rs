@@ -1,18 +1,26 @@
-//! A run read back from the store, for verbs that look at what happened.
+//! Runs read back from the store, for verbs that look at what happened.
+
+mod completions;
+mod curves;
+mod follow;
+mod reader;
+mod story;
 
 use std::collections::BTreeMap;
 
-use cache::{Key, ResultRecord, Store};
+use cache::Store;
 use serde::Deserialize;
 use serde_json::Value;
-use spec::Preimage;
 use spec::assertion::Judged;
 
 use crate::fail::Fail;
-use crate::verbs::runs::{computed_in, find, record};
+use crate::verbs::runs::{find, record};
 
-/// A metric's value by step.
-pub type Curve = BTreeMap<u64, f64>;
+pub use completions::Completion;
+pub use curves::{Curve, Curves};
+pub use follow::Follow;
+pub use reader::Reader;
+pub use story::Story;
 
 /// Whether a metric says something of the mathematics: those of time never repeat.
 pub fn of_mathematics(metric: &str) -> bool {
@@ -34,13 +42,19 @@ pub struct Stage {
     pub kind: String,
     pub status: String,
     pub key: Option<String>,
+    /// Which attempt of the key its result is.
+    #[serde(default)]
+    pub attempt: Option<u32>,
     #[serde(default)]
     pub outputs: BTreeMap<String, String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "spec::job::numbers")]
     pub metrics: BTreeMap<String, f64>,
     /// What its assertions came to.
     #[serde(default)]
     pub verdicts: Vec<Judged>,
+    /// Stages whose outputs it reads; none in records of earlier versions.
+    #[serde(default)]
+    pub reads: Option<Vec<String>>,
     /// Why it ran, or why it did not.
     pub why: Option<String>,
     /// Wall seconds in this run.
@@ -91,54 +105,26 @@ impl Run {
     pub fn stage(&self, name: &str) -> Option<&Stage> {
         self.stages.iter().find(|s| s.stage == name)
     }
+
+    /// A text of its record; empty where there is none.
+    pub fn text(&self, field: &str) -> &str {
+        self.record[field].as_str().unwrap_or_default()
+    }
 }
 
 impl Stage {
-    /// Its result, and what that was made from. None where it has none, or none that can be read.
-    pub fn result(&self, store: &Store) -> Result<Option<(Preimage, ResultRecord)>, Fail> {
-        let Some(key) = self.key.as_deref().and_then(|hex| hex.parse::<Key>().ok()) else {
-            return Ok(None);
-        };
-        let Some((_, result)) = store.current(&key)? else {
-            return Ok(None);
-        };
-        Ok(Preimage::parse(&result.preimage).ok().map(|p| (p, result)))
+    /// Whether its run came to a result of it.
+    pub fn has_result(&self) -> bool {
+        self.is_reused() || matches!(self.status.as_str(), "ran" | "assertion_failed")
     }
 
-    /// Its metrics by name and step. Those of a reused stage are of the run that computed it; where
-    /// a resumed attempt wrote a step again, the last line counts.
-    pub fn curves(&self, store: &Store, run: &Run) -> Result<BTreeMap<String, Curve>, Fail> {
-        let row = run.record["stages"]
-            .as_array()
-            .and_then(|all| all.iter().find(|s| s["stage"] == self.stage.as_str()));
-        let computed = row.map(|s| computed_in(store, s)).transpose()?.flatten();
-        let (id, stage) = computed.unwrap_or((run.id.clone(), self.stage.clone()));
-        let lines = store.get_run(&id, "metrics.jsonl")?.unwrap_or_default();
-        let mut curves: BTreeMap<String, Curve> = BTreeMap::new();
-        for line in String::from_utf8_lossy(&lines).lines() {
-            // a line cut short by a crash is not JSON and is passed over
-            let Ok(step) = serde_json::from_str::<Step>(line) else {
-                continue;
-            };
-            if step.stage == stage {
-                let finite = step
-                    .metrics
-                    .into_iter()
-                    .filter(|(_, value)| value.is_finite());
-                for (name, value) in finite {
-                    curves.entry(name).or_default().insert(step.step, value);
-                }
-            }
-        }
-        Ok(curves)
+    /// Whether it has a result that this run did not compute.
+    pub fn is_reused(&self) -> bool {
+        matches!(self.status.as_str(), "reused" | "adopted")
     }
-}
 
-/// A line of `metrics.jsonl`.
-#[derive(Deserialize)]
-struct Step {
-    stage: String,
-    step: u64,
-    #[serde(deserialize_with = "spec::job::numbers")]
-    metrics: BTreeMap<String, f64>,
+    /// The state as people read it.
+    pub fn state(&self) -> String {
+        self.status.replace('_', " ")
+    }
 }
