@@ -308,11 +308,17 @@ def mlflow(program, steps, seed):
     server.stop()
     time.sleep(4)
     server.start()
+    # the next try comes within a minute
+    client = MlflowClient(f"http://127.0.0.1:{server.port}")
+    for _ in range(120):
+        found = client.get_experiment_by_name("ci")
+        if found and any(r.data.metrics for r in client.search_runs([found.experiment_id])):
+            break
+        time.sleep(1)
     (project.dir / "hold").unlink()
     out, err = process.communicate()
     assert process.returncode == 0 and "tracker" not in err, err
     run = json.loads(out)["run"]
-    client = MlflowClient(f"http://127.0.0.1:{server.port}")
     experiment = client.get_experiment_by_name("ci").experiment_id
     runs = {r.data.tags.get("recipe.stage", ""): r for r in client.search_runs([experiment])}
     assert set(runs) == {"", "sft", "dpo"}, runs
