@@ -124,6 +124,32 @@ impl Remote {
     }
 }
 
+/// A path as it was put: object_store keeps characters that some clouds refuse, such as the brackets of a cell's log, as
+/// `%5B`.
+fn decoded(path: &str) -> std::borrow::Cow<'_, str> {
+    if !path.contains('%') {
+        return path.into();
+    }
+    let (bytes, mut out, mut at) = (path.as_bytes(), Vec::with_capacity(path.len()), 0);
+    while at < bytes.len() {
+        let hex = path.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
+        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                out.push(byte);
+                at += 3;
+            }
+            None => {
+                out.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    match String::from_utf8(out) {
+        Ok(text) => text.into(),
+        Err(_) => path.into(),
+    }
+}
+
 impl Drop for Remote {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
@@ -219,7 +245,7 @@ impl Backend for Remote {
         {
             let meta = found.map_err(self.error("list", prefix))?;
             each(Listed {
-                path: &meta.location.as_ref()[strip..],
+                path: &decoded(&meta.location.as_ref()[strip..]),
                 size: meta.size,
                 modified: meta.last_modified.into(),
             })?;

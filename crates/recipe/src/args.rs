@@ -35,6 +35,8 @@ pub enum Verb {
     Why(WhyArgs),
     /// Parse, resolve and validate a recipe; no work
     Check(CheckArgs),
+    /// Pin what a recipe's sources are in recipe.lock
+    Lock(LockArgs),
     /// Take an artifact out of the store
     Get(GetArgs),
     /// Bring in weights or data that were made elsewhere, with a statement
@@ -261,7 +263,30 @@ pub struct WhyArgs {
 pub struct CheckArgs {
     #[command(flatten)]
     pub recipe: RecipeArgs,
-    /// Print the resolved recipe as JSON
+    /// Say where a value comes from instead: a parameter (lr) or any path (stage.sft.with.lr)
+    #[arg(long, value_name = "KEY")]
+    pub explain: Option<String>,
+    /// Print the resolved recipe, or the explanation, as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct LockArgs {
+    #[command(flatten)]
+    pub recipe: RecipeArgs,
+    /// Pin this source anew as it is now; without a name, all of them
+    #[arg(long, value_name = "SOURCE", num_args = 0..=1, default_missing_value = "")]
+    pub update: Vec<String>,
+    /// Change nothing; exit 6 when a source is not what the lock says
+    #[arg(long, conflicts_with = "update")]
+    pub check: bool,
+    /// Never touch the network
+    #[arg(long)]
+    pub offline: bool,
+    #[command(flatten)]
+    pub store: StoreArgs,
+    /// Print as JSON
     #[arg(long)]
     pub json: bool,
 }

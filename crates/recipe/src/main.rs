@@ -72,6 +72,7 @@ fn dispatch(verb: Verb) -> Result<u8, Fail> {
         Verb::Plan(args) => verbs::plan::run(args),
         Verb::Why(args) => verbs::why::run(args),
         Verb::Check(args) => verbs::check::run(args),
+        Verb::Lock(args) => verbs::lock::run(args),
         Verb::Get(args) => verbs::get::run(args),
         Verb::Adopt(args) => verbs::adopt::run(args),
         Verb::Graph(args) => verbs::graph::run(args),

@@ -265,6 +265,10 @@ fn model_of(recipe: &Recipe, stage: &Stage) -> Result<ModelConfig, String> {
             Some(Reference::Source(name)) => return source(recipe, name),
             // the plan has no circles
             Some(Reference::Stage { stage: above, .. }) => stage = &recipe.stages[above],
+            // cells differ in what they train on, not in size
+            Some(Reference::Choice(choice)) => {
+                stage = &recipe.stages[&choice.candidates[0].stage];
+            }
             None => return Err(format!("what stage '{}' makes is not known", stage.name)),
         }
     }

@@ -3,6 +3,7 @@
 use crate::args::{ComputeArgs, DeviceArg, RecipeArgs, RemoteArgs, SelectArgs, StoreArgs};
 use crate::fail::Fail;
 use crate::names;
+use spec::diagnostic::suggestion;
 use spec::{Layers, Plan, Recipe, Selection, Setting};
 use std::path::{Path, PathBuf};
 
@@ -89,13 +90,17 @@ pub fn folder(recipe: &Path) -> &Path {
 
 /// Reads a recipe, and checks the names that other crates know.
 pub fn load(args: &RecipeArgs) -> Result<Recipe, Fail> {
-    let layers = Layers {
-        profile: args.profile.clone(),
-        settings: args.set.iter().cloned().map(Setting).collect(),
-    };
-    let recipe = spec::load(&args.recipe, &layers)?;
+    let recipe = spec::load(&args.recipe, &layers(args))?;
     names::check(&recipe)?;
     Ok(recipe)
+}
+
+/// What the command line lays over a recipe.
+pub fn layers(args: &RecipeArgs) -> Layers {
+    Layers {
+        profile: args.profile.clone(),
+        settings: args.set.iter().cloned().map(Setting).collect(),
+    }
 }
 
 /// The selection that a command line asks for.
@@ -117,6 +122,47 @@ pub fn selection(stages: Vec<String>, select: SelectArgs) -> Result<Selection, F
     })
 }
 
+/// The stage and output that `STAGE.OUTPUT` names; the stage may be a cell, `sft[lr=1e-3].model`.
+pub fn output(recipe: &Recipe, text: &str) -> Result<(String, String), Fail> {
+    let known = || {
+        let stages = recipe.stages.values();
+        let outputs = stages.flat_map(|s| {
+            s.outputs
+                .iter()
+                .map(move |o| format!("{}.{}", s.name, o.name))
+        });
+        outputs.collect::<Vec<String>>()
+    };
+    let wrong = |message: String| {
+        let known = known();
+        Fail::usage(message, suggestion(text, known.iter().map(String::as_str)))
+    };
+    let Some((stage, output)) = text.rsplit_once('.') else {
+        return Err(wrong(format!("'{text}' is not an output")));
+    };
+    let stage = one_stage(recipe, stage)?;
+    let outputs = &recipe.stages[&stage].outputs;
+    if !outputs.iter().any(|o| o.name == output) {
+        let names = outputs.iter().map(|o| o.name.as_str());
+        return Err(Fail::usage(
+            format!("stage '{stage}' has no output '{output}'"),
+            suggestion(output, names),
+        ));
+    }
+    Ok((stage, output.to_owned()))
+}
+
+/// The one stage or cell that a word on the command line names.
+pub fn one_stage(recipe: &Recipe, word: &str) -> Result<String, Fail> {
+    match recipe.named(word)?[..] {
+        [stage] => Ok(stage.to_owned()),
+        ref cells => Err(Fail::usage(
+            format!("'{word}' names {} cells, and one is wanted", cells.len()),
+            format!("name one of them, such as '{}'", cells[0]),
+        )),
+    }
+}
+
 /// What a run or a plan needs from the command line.
 pub fn options(store: String, compute: ComputeArgs, plan: &Plan) -> Result<runner::Options, Fail> {
     let mut options = runner::Options::new(store);
@@ -125,19 +171,11 @@ pub fn options(store: String, compute: ComputeArgs, plan: &Plan) -> Result<runne
     } else if compute.force.is_empty() {
         runner::Force::None
     } else {
+        let mut stages = Vec::new();
         for name in &compute.force {
-            if plan.get(name).is_none() {
-                let known = plan.recipe.stages.keys().map(String::as_str);
-                return Err(Fail::Recipe(Box::new(
-                    spec::Diagnostic::new(
-                        spec::codes::SELECTION,
-                        format!("the recipe has no stage '{name}'"),
-                    )
-                    .suggest(name, known),
-                )));
-            }
+            stages.extend(plan.recipe.named(name)?.into_iter().map(str::to_owned));
         }
-        runner::Force::Stages(compute.force)
+        runner::Force::Stages(stages)
     };
     options.device = match compute.device {
         DeviceArg::Auto => runner::Device::Auto,

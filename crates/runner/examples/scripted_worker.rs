@@ -77,9 +77,12 @@ fn work(job: &Path) {
             numerics,
         });
     }
+    // how many steps there are changes none of them
+    let mut with = job.with.clone();
+    with["steps"] = Value::Null;
     let (mut step, mut state) = (
         0,
-        blake3::hash(format!("{}{}", job.with, var("SCRIPT_SALT").unwrap_or_default()).as_bytes())
+        blake3::hash(format!("{with}{}", var("SCRIPT_SALT").unwrap_or_default()).as_bytes())
             .to_hex()
             .to_string(),
     );

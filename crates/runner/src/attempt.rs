@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use acquire::Acquired;
-use cache::{Claim, Cost, Keep, Published, ResultRecord, Store};
+use cache::{Claim, Cost, Keep, Key, Published, ResultRecord, Store};
 use serde_json::{Map, Value, json};
 use spec::Event;
 use spec::assertion::Steps;
@@ -27,9 +27,11 @@ use crate::launch::{Gang, LAUNCHERS};
 use crate::machine;
 use crate::meter::Meter;
 use crate::options::Resume;
+use crate::outcome::ChosenCell;
 use crate::report::Report;
 use crate::scratch::Scratch;
 use crate::session::Keyed;
+use crate::source::Access;
 use crate::space;
 use crate::tail::tail;
 
@@ -45,7 +47,7 @@ pub struct Shared {
     pub resume: Resume,
     /// Kill each stage's processes once, after its first checkpoint.
     pub interrupt: bool,
-    pub offline: bool,
+    pub access: Access,
     pub worker: Option<PathBuf>,
     /// Program and arguments that become the guard.
     pub guard: (PathBuf, Vec<String>),
@@ -96,6 +98,8 @@ pub struct Job {
     pub keyed: Keyed,
     pub start: Start,
     pub inputs: Inputs,
+    /// The cells that inputs which choose among cells were taken from.
+    pub chosen: Vec<ChosenCell>,
     pub device: &'static str,
     pub gpus: Vec<String>,
 }
@@ -137,6 +141,7 @@ pub fn run(job: Job, shared: &Shared, tell: &Sender<Note>) {
         spent: &mut spent,
         forced_from: None,
         tried: Vec::new(),
+        continued: None,
         interrupt: shared.interrupt,
     }
     .run();
@@ -163,6 +168,8 @@ struct Runner<'a> {
     forced_from: Option<u32>,
     /// Metrics of the steps of this stage's attempts in this run that came to no result.
     tried: Vec<(u32, Steps)>,
+    /// The checkpoint of a shorter run that the last attempt went on from.
+    continued: Option<(Key, u64)>,
     /// The processes are to be killed after the next checkpoint.
     interrupt: bool,
 }
@@ -265,7 +272,7 @@ impl Runner<'_> {
         let layout = Layout {
             root: &scratch.path,
         };
-        let paths = job::provide(&job.inputs, &layout, store, shared.offline)?;
+        let paths = job::provide(&job.inputs, &layout, store, shared.access)?;
         self.keep_contents(&paths);
         fault::at("provided");
         let (mut numerics, mut steps) = (Vec::new(), Steps::default());
@@ -411,7 +418,7 @@ impl Runner<'_> {
         };
         let steps = curves::put(&steps, &scratch.path, store)?;
         fault::at("ingested");
-        let provenance = json!({
+        let mut provenance = json!({
             "recipe": shared.recipe,
             "stage": stage.name,
             "run": shared.run,
@@ -422,6 +429,12 @@ impl Runner<'_> {
             "started": begun,
             "finished": crate::clock::now(),
         });
+        if !job.chosen.is_empty() {
+            provenance["chosen"] = json!(job.chosen);
+        }
+        if let Some((key, step)) = &self.continued {
+            provenance["continued"] = json!({ "key": key.hex(), "step": step });
+        }
         let record = ResultRecord {
             preimage: job.keyed.text.clone(),
             outputs,

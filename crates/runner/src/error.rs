@@ -193,7 +193,7 @@ impl Error {
                 help.clone()
             }
             Error::Lock { .. } => {
-                Some("run without --locked to update it, and commit the change".into())
+                Some("run without --locked, or `recipe lock RECIPE`, and commit the change".into())
             }
             Error::Attempt(e) => e.help.clone(),
             Error::Io { source, .. } | Error::System { source, .. } if space::is_full(source) => {

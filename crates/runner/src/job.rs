@@ -12,7 +12,7 @@ use crate::emitted;
 use crate::error::{AttemptError, Class, Error};
 use crate::launch::GangSpec;
 use crate::session::{Outputs, declared};
-use crate::source::{Known, single_file};
+use crate::source::{Access, Known, single_file};
 
 /// An input of a stage, its content known.
 pub struct Input {
@@ -63,7 +63,7 @@ pub fn provide(
     inputs: &Inputs,
     layout: &Layout,
     store: &Store,
-    offline: bool,
+    access: Access,
 ) -> Result<BTreeMap<String, Vec<PathBuf>>, Error> {
     let mut paths = BTreeMap::new();
     for (name, list) in inputs {
@@ -74,7 +74,7 @@ pub fn provide(
                 _ => layout.dir(&format!("in/{name}"))?.join(i.to_string()),
             };
             here.push(match &input.source {
-                Some((source, known)) => known.provide(source, store, &to, offline)?,
+                Some((source, known)) => known.provide(source, store, &to, access)?,
                 None => copy_out(store, &input.digest, to)?,
             });
         }
@@ -168,7 +168,11 @@ pub fn worker_gang(
         inputs,
         outputs,
         resources: worker.resources,
-        checkpoint: stage.placement.checkpoint,
+        // where to go on from is the runner's to find
+        checkpoint: spec::Checkpoint {
+            from_shorter: false,
+            ..stage.placement.checkpoint
+        },
         resume: worker.resume,
         store: worker.store.url().to_owned(),
         device: worker.device.to_owned(),
@@ -254,6 +258,14 @@ pub fn command_gang(
         layout.root.join(emitted::FILE).display().to_string(),
     ));
     env.extend(declared(&stage.environment));
+    for name in &config.secrets {
+        let value = std::env::var(name).ok().filter(|v| !v.is_empty());
+        let value = value.ok_or_else(|| Error::Usage {
+            message: format!("it needs the secret '{name}', and the environment has none"),
+            help: Some(format!("set {name} where the recipe is run")),
+        })?;
+        env.push((name.clone(), value));
+    }
     for (name, list) in paths {
         let list: Vec<String> = list.iter().map(|p| p.display().to_string()).collect();
         env.push((format!("IN_{}", variable(name)), list.join(" ")));

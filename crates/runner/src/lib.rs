@@ -59,5 +59,5 @@ pub use report::{Report, Reporter, Silent, VERSION as REPORT_VERSION};
 pub use resolve::{Resolved, State, Why, resolve};
 pub use run::run;
 pub use session::Found;
-pub use source::{Adoption, adopt, at_hand, commit, locked};
+pub use source::{Adoption, Change, Locked, Relock, adopt, at_hand, commit, locked, relock};
 pub use trainer::{ask, worker};

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use cache::Cost;
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use spec::assertion::Judged;
 
@@ -46,6 +47,9 @@ impl Status {
 #[derive(Debug, Clone, Serialize)]
 pub struct StageOutcome {
     pub stage: String,
+    /// Set where it is a cell of a matrix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cell: Option<CellOf>,
     pub kind: String,
     /// Stages whose outputs it reads.
     pub reads: Vec<String>,
@@ -60,6 +64,9 @@ pub struct StageOutcome {
     /// What its assertions came to, in the order of the recipe.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub verdicts: Vec<Judged>,
+    /// The cells that it took for inputs which choose among cells.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub chosen: Vec<ChosenCell>,
     /// Why it ran, or why it did not.
     pub why: Option<String>,
     pub error: Option<AttemptError>,
@@ -80,6 +87,40 @@ pub(crate) fn spent(stages: &[StageOutcome]) -> Cost {
     let mut all = Cost::default();
     stages.iter().for_each(|stage| all += stage.spent);
     all
+}
+
+/// What a cell is a cell of, and where it stands.
+#[derive(Debug, Clone, Serialize)]
+pub struct CellOf {
+    /// The stage as the recipe has it.
+    pub of: String,
+    /// What `${matrix.x}` stands for in it.
+    pub values: IndexMap<String, serde_json::Value>,
+    /// Its name without the seed, where it is one of `replicas`: replicas of one thing share it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub replica_of: Option<String>,
+}
+
+impl From<&spec::Cell> for CellOf {
+    fn from(cell: &spec::Cell) -> CellOf {
+        CellOf {
+            of: cell.of.clone(),
+            values: cell.values.clone(),
+            replica_of: cell.replica.map(|_| cell.group()),
+        }
+    }
+}
+
+/// The cell that was chosen for an input.
+#[derive(Debug, Clone, Serialize)]
+pub struct ChosenCell {
+    pub input: String,
+    /// What was asked for: `sft.model with the max of eval.accuracy`.
+    pub choice: String,
+    /// The cell.
+    pub stage: String,
+    /// Its metric.
+    pub value: f64,
 }
 
 /// The whole run's result.

@@ -5,6 +5,7 @@
 //! results costs nothing, and one that is needed re-runs its producer.
 
 use std::fmt;
+use std::sync::Arc;
 
 use cache::{Brief, Key};
 use serde::Serialize;
@@ -14,7 +15,7 @@ use spec::{Difference, Plan, Preimage};
 use crate::error::Error;
 use crate::history::{self, Past};
 use crate::options::Options;
-use crate::session::{Found, Keyed, Outputs, Session};
+use crate::session::{Found, Keyed, Made, Session};
 
 /// What a run does with a stage.
 #[derive(Debug, Clone)]
@@ -124,14 +125,14 @@ pub struct Decision {
 pub fn decide_all(session: &Session) -> Result<Vec<Decision>, Error> {
     let order = &session.plan.order;
     let mut decisions: Vec<Option<Decision>> = vec![None; order.len()];
-    let mut outputs: Vec<Option<Outputs>> = vec![None; order.len()];
+    let mut made: Vec<Option<Arc<Brief>>> = vec![None; order.len()];
     let mut missing: Vec<usize> = order.iter().map(|s| s.upstream.len()).collect();
     let mut wave: Vec<usize> = (0..order.len()).filter(|i| missing[*i] == 0).collect();
     while !wave.is_empty() {
         let mut next = Vec::new();
-        for (i, decision) in wave.iter().zip(decide(session, &wave, &outputs)?) {
+        for (i, decision) in wave.iter().zip(decide(session, &wave, &made)?) {
             if let State::Reuse(found) = &decision.state {
-                outputs[*i] = Some(found.brief.outputs.clone());
+                made[*i] = Some(found.brief.clone());
             }
             decisions[*i] = Some(decision);
             for d in &order[*i].downstream {
@@ -145,7 +146,7 @@ pub fn decide_all(session: &Session) -> Result<Vec<Decision>, Error> {
     }
     // the plan has no cycle, so each was in a wave
     let mut decisions: Vec<Decision> = decisions.into_iter().flatten().collect();
-    look_at_artifacts(session, &mut decisions, &mut outputs)?;
+    look_at_artifacts(session, &mut decisions, &mut made)?;
     Ok(decisions)
 }
 
@@ -154,7 +155,7 @@ pub fn decide_all(session: &Session) -> Result<Vec<Decision>, Error> {
 fn look_at_artifacts(
     session: &Session,
     decisions: &mut [Decision],
-    outputs: &mut [Option<Outputs>],
+    made: &mut Made,
 ) -> Result<(), Error> {
     let order = &session.plan.order;
     let mut checked = vec![false; order.len()];
@@ -169,8 +170,9 @@ fn look_at_artifacts(
                 .iter()
                 .filter(|d| order[**d].part != Part::Out)
                 .peekable();
-            let read = below.peek().is_none()
-                || below.any(|d| !matches!(decisions[*d].state, State::Reuse(_)));
+            let runs = |d: &usize| !matches!(decisions[*d].state, State::Reuse(_));
+            let read =
+                below.peek().is_none() || below.any(|d| runs(d) && session.reads(*d, i, made));
             if read && !std::mem::replace(&mut checked[i], true) {
                 needed.push((i, found.brief.clone()));
             }
@@ -185,7 +187,7 @@ fn look_at_artifacts(
             } else {
                 State::Missing
             };
-            outputs[*i] = None;
+            made[*i] = None;
             first = first.min(*i);
         }
         if first == order.len() {
@@ -193,38 +195,30 @@ fn look_at_artifacts(
         }
         // What is made again may come out different, so every key made from it is open, whatever was decided.
         for i in first + 1..order.len() {
-            let open = order[i].upstream.iter().any(|up| outputs[*up].is_none());
+            let open = order[i].upstream.iter().any(|up| made[*up].is_none());
             if open && !matches!(decisions[i].state, State::Undecided(_) | State::Out) {
-                decisions[i] = decide_one(session, i, outputs)?;
-                outputs[i] = None;
+                decisions[i] = decide_one(session, i, made)?;
+                made[i] = None;
             }
         }
     }
 }
 
 /// Decides one stage from what is known of its inputs. Does not look at artifacts.
-pub fn decide_one(
-    session: &Session,
-    i: usize,
-    outputs: &[Option<Outputs>],
-) -> Result<Decision, Error> {
-    let mut decided = decide(session, &[i], outputs)?;
+pub fn decide_one(session: &Session, i: usize, made: &Made) -> Result<Decision, Error> {
+    let mut decided = decide(session, &[i], made)?;
     Ok(decided.remove(0))
 }
 
 /// Decides stages whose inputs do not depend on one another, in their order.
-fn decide(
-    session: &Session,
-    stages: &[usize],
-    outputs: &[Option<Outputs>],
-) -> Result<Vec<Decision>, Error> {
+fn decide(session: &Session, stages: &[usize], made: &Made) -> Result<Vec<Decision>, Error> {
     let part = |i: &usize| session.plan.order[*i].part;
     let wanted: Vec<usize> = stages
         .iter()
         .copied()
         .filter(|i| part(i) != Part::Out)
         .collect();
-    let mut keys = session.keys(&wanted, outputs).into_iter();
+    let mut keys = session.keys(&wanted, made).into_iter();
     let mut decisions = Vec::with_capacity(stages.len());
     for i in stages {
         let keyed = match part(i) {

@@ -33,6 +33,7 @@ use crate::resolve::Decision;
 use crate::scratch;
 use crate::session::{Found, Keyed, Session};
 use crate::slots::{Need, Slots};
+use crate::source::Access;
 use crate::states::{Phase, States};
 use crate::track::Trackers;
 
@@ -58,7 +59,10 @@ pub fn run(plan: &Plan, options: &Options, reporter: &mut dyn Reporter) -> Resul
         grace: options.grace,
         resume: options.resume,
         interrupt: options.interrupt,
-        offline: options.offline,
+        access: Access {
+            offline: options.offline,
+            locked: options.locked,
+        },
         worker: session.worker.clone(),
         guard: guard_program(options)?,
         guarding: Mutex::new(None),
@@ -185,6 +189,7 @@ impl Run<'_> {
                 keyed,
                 start,
                 inputs: self.inputs(i),
+                chosen: self.states.outcomes[i].chosen.clone(),
                 device: self.slots.device(stage),
                 gpus: gpus.clone(),
             };
@@ -216,20 +221,21 @@ impl Run<'_> {
     fn inputs(&self, i: usize) -> Inputs {
         let session = &self.session;
         let recipe = &session.plan.recipe;
+        let made = |stage: &str, output: &str| {
+            let outputs = &session.plan.order[session.position(stage)].stage.outputs;
+            let found = outputs.iter().find(|o| o.name == output);
+            found.map_or(spec::ArtifactKind::Files, |o| o.artifact)
+        };
         let one = |reference: &Reference| {
-            let digest = session.digest_of(reference, &self.states.outputs)?;
+            let digest = session.digest_of(reference, &self.states.made)?;
             let (artifact, source) = match reference {
                 Reference::Source(name) => (
                     recipe.sources[name.as_str()].artifact,
                     session.sources.get(name).map(|k| (name.clone(), k.clone())),
                 ),
-                Reference::Stage { stage, output } => {
-                    let outputs = &session.plan.order[session.position(stage)].stage.outputs;
-                    let artifact = outputs
-                        .iter()
-                        .find(|o| o.name == *output)
-                        .map(|o| o.artifact);
-                    (artifact.unwrap_or(spec::ArtifactKind::Files), None)
+                Reference::Stage { stage, output } => (made(stage, output), None),
+                Reference::Choice(choice) => {
+                    (made(&choice.candidates[0].stage, &choice.output), None)
                 }
             };
             Some(Input {
@@ -259,7 +265,7 @@ impl Run<'_> {
                 text,
             });
         }
-        self.result(i, Status::Reused, &found.brief);
+        self.result(i, Status::Reused, found.brief);
     }
 
     fn ended(&mut self, i: usize, attempt: Option<u32>, spent: Cost, end: End) {
@@ -278,8 +284,10 @@ impl Run<'_> {
         }
         fault::at("told");
         match end {
-            End::Ran(record) => self.result(i, Status::Ran, &Brief::of(attempt, &record)),
-            End::Adopted(record) => self.result(i, Status::Adopted, &Brief::of(attempt, &record)),
+            End::Ran(record) => self.result(i, Status::Ran, Brief::of(attempt, &record).into()),
+            End::Adopted(record) => {
+                self.result(i, Status::Adopted, Brief::of(attempt, &record).into());
+            }
             End::Failed(error) if error.class == Class::Integrity => match self.repair_inputs(i) {
                 Ok(true) => {}
                 Ok(false) => self.fail(i, error),
@@ -302,7 +310,7 @@ impl Run<'_> {
 
     /// A stage has a result. An assertion that does not hold makes the run fail, and holds back only those below that
     /// say `needs_assert`.
-    fn result(&mut self, i: usize, status: Status, result: &Brief) {
+    fn result(&mut self, i: usize, status: Status, result: Arc<Brief>) {
         self.states.outcomes[i].attempt = Some(result.attempt);
         let verdicts = self.judge(i);
         let broken = judge::broken(&verdicts);
@@ -323,7 +331,7 @@ impl Run<'_> {
             }
             None => status,
         };
-        self.states.outputs[i] = Some(result.outputs.clone());
+        self.states.made[i] = Some(result);
         self.states.set(i, Phase::Ended(status));
         self.tell_end(i);
     }
@@ -344,13 +352,18 @@ impl Run<'_> {
                 result: key.zip(outcome.attempt),
             }
         };
-        let group = &stage.name;
-        let replicas: Vec<usize> = Vec::new();
+        let (mut group, mut replicas) = (stage.name.clone(), Vec::new());
+        if let Some(cell) = plan.cell(&stage.name).filter(|c| c.replica.is_some()) {
+            group = cell.group();
+            let others = plan.cells(&cell.of).iter();
+            let others = others.filter(|c| c.name != cell.name && c.group() == group);
+            replicas = others.map(|c| self.session.position(&c.name)).collect();
+        }
         let ended = |j: &usize| self.states.outcomes[*j].status != Status::NotRun;
         let bench = Bench {
             stage,
             of: of(i),
-            group,
+            group: &group,
             others: replicas
                 .iter()
                 .all(ended)
@@ -361,8 +374,14 @@ impl Run<'_> {
         bench.judge()
     }
 
+    /// Whether a failure of stage `i` keeps others from starting that do not need it. One cell does not lose the rest
+    /// of a sweep.
+    fn ends_the_run(&self, i: usize) -> bool {
+        self.states.outcomes[i].cell.is_none()
+    }
+
     fn fail(&mut self, i: usize, error: AttemptError) {
-        self.failed = true;
+        self.failed |= self.ends_the_run(i);
         self.states.outcomes[i].error = Some(error);
         self.states.set(i, Phase::Ended(Status::Failed));
         self.tell_end(i);

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
-use cache::Store;
+use cache::{Digest, Store};
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::Error;
@@ -55,7 +55,7 @@ impl Scratch {
 
     /// A directory for an attempt, with empty `in`, `out`, `work` and `tmp`.
     pub fn attempt(self: &Arc<Self>, stage: &str, attempt: u32) -> Result<Attempt, Error> {
-        let path = self.root.join(format!("{stage}-{attempt}"));
+        let path = self.root.join(format!("{}-{attempt}", folder(stage)));
         let spare = self
             .spare
             .lock()
@@ -78,6 +78,20 @@ impl Scratch {
         }
         Ok(attempt)
     }
+}
+
+/// A stage's name for paths that scripts meet: what a shell would expand in a cell's name is replaced, and a digest
+/// keeps such names apart.
+fn folder(stage: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '+');
+    if stage.chars().all(plain) {
+        return stage.to_owned();
+    }
+    let name: String = stage
+        .chars()
+        .map(|c| if plain(c) { c } else { '_' })
+        .collect();
+    format!("{name}{}", Digest::of(stage.as_bytes()).short())
 }
 
 impl Drop for Scratch {

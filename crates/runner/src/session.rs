@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use cache::{Brief, Digest, Key, Store, View};
 use spec::parts::in_parts;
 use spec::plan::Part;
-use spec::{HashedTrainer, Plan, Preimage, Reference, Trainer};
+use spec::{Candidate, Choice, HashedTrainer, Plan, Preimage, Reference, Trainer};
 
 use crate::error::Error;
 use crate::options::{Force, Options};
@@ -16,6 +16,19 @@ use crate::trainer;
 
 /// Outputs of a stage: name to artifact digest.
 pub type Outputs = BTreeMap<String, Digest>;
+
+/// Results of the plan's stages, by position, as far as they are known.
+pub type Made = [Option<Arc<Brief>>];
+
+/// What a choice among cells comes to.
+pub enum Chosen<'c> {
+    /// Some of their metrics are not known yet.
+    Open,
+    /// None of them has the metric.
+    NoMetric,
+    /// The cell, and its metric.
+    Cell(&'c Candidate, f64),
+}
 
 /// A stage's key and what it was made from.
 #[derive(Debug, Clone)]
@@ -129,37 +142,79 @@ impl<'p> Session<'p> {
     }
 
     /// The digest that a reference stands for, as far as it is known.
-    pub fn digest_of(&self, reference: &Reference, outputs: &[Option<Outputs>]) -> Option<Digest> {
+    pub fn digest_of(&self, reference: &Reference, made: &Made) -> Option<Digest> {
+        let output = |stage: &str, output: &str| {
+            let brief = made[self.index[stage]].as_ref()?;
+            brief.outputs.get(output).copied()
+        };
         match reference {
             Reference::Source(name) => Some(self.sources.get(name)?.digest),
-            Reference::Stage { stage, output } => outputs[self.index[stage.as_str()]]
-                .as_ref()?
-                .get(output)
-                .copied(),
+            Reference::Stage {
+                stage,
+                output: name,
+            } => output(stage, name),
+            Reference::Choice(choice) => match self.choose(choice, made) {
+                Chosen::Cell(candidate, _) => output(&candidate.stage, &choice.output),
+                Chosen::Open | Chosen::NoMetric => None,
+            },
         }
     }
 
+    /// What a choice comes to, which is open until every cell's result is known: one that is missing could be the best.
+    pub fn choose<'c>(&self, choice: &'c Choice, made: &Made) -> Chosen<'c> {
+        let result = |stage: &str| made[self.index[stage]].as_deref();
+        let known = |c: &Candidate| result(&c.stage).is_some() && result(&c.judge).is_some();
+        if !choice.candidates.iter().all(known) {
+            return Chosen::Open;
+        }
+        let metric = |judge: &str| result(judge)?.metrics.get(&choice.metric)?.as_f64();
+        match choice.choose(metric) {
+            Some((candidate, value)) => Chosen::Cell(candidate, value),
+            None => Chosen::NoMetric,
+        }
+    }
+
+    /// Whether stage `i`, as far as is known, reads the artifacts of the stage at `upstream`: of the cells that it may
+    /// choose from only the chosen one's, and of those that judge them none.
+    pub fn reads(&self, i: usize, upstream: usize, made: &Made) -> bool {
+        let name = self.plan.order[upstream].stage.name.as_str();
+        let references = self.plan.order[i].stage.inputs.values().flatten();
+        references.into_iter().any(|reference| match reference {
+            Reference::Source(_) => false,
+            Reference::Stage { stage, .. } => stage == name,
+            Reference::Choice(choice) => match self.choose(choice, made) {
+                Chosen::Cell(candidate, _) => candidate.stage == name,
+                Chosen::Open | Chosen::NoMetric => false,
+            },
+        })
+    }
+
+    /// Metrics that results of the stages which judge a choice have.
+    pub fn metrics_to_choose_by(&self, choice: &Choice, made: &Made) -> Vec<String> {
+        let judges = choice.candidates.iter().map(|c| c.judge.as_str());
+        let results = judges.filter_map(|judge| made[self.index[judge]].as_deref());
+        let names: std::collections::BTreeSet<&String> =
+            results.flat_map(|brief| brief.metrics.keys()).collect();
+        names.into_iter().cloned().collect()
+    }
+
     /// The keys of stages, each or the references whose content is not known yet.
-    pub fn keys(
-        &self,
-        stages: &[usize],
-        outputs: &[Option<Outputs>],
-    ) -> Vec<Result<Keyed, Vec<String>>> {
+    pub fn keys(&self, stages: &[usize], made: &Made) -> Vec<Result<Keyed, Vec<String>>> {
         let keys = |part: &[usize]| -> Vec<_> {
-            let each = part.iter().map(|i| self.key(*i, outputs));
+            let each = part.iter().map(|i| self.key(*i, made));
             each.collect()
         };
         in_parts(stages, keys).into_iter().flatten().collect()
     }
 
-    fn key(&self, i: usize, outputs: &[Option<Outputs>]) -> Result<Keyed, Vec<String>> {
+    fn key(&self, i: usize, made: &Made) -> Result<Keyed, Vec<String>> {
         let stage = &self.plan.order[i].stage;
         let mut unknown = Vec::new();
         let mut inputs = BTreeMap::new();
         for (name, references) in &stage.inputs {
             let mut digests = Vec::with_capacity(references.len());
             for reference in references {
-                match self.digest_of(reference, outputs) {
+                match self.digest_of(reference, made) {
                     Some(digest) => digests.push(digest.hex()),
                     None => unknown.push(reference.to_string()),
                 }

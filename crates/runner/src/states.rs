@@ -1,14 +1,15 @@
 //! The state of every stage of a run, with one setter.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use cache::Brief;
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
 use spec::Plan;
 use spec::plan::Part;
 
-use crate::outcome::{StageOutcome, Status};
-use crate::session::Outputs;
+use crate::outcome::{CellOf, StageOutcome, Status};
 
 /// Where a stage stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +29,8 @@ pub struct States {
     phases: Vec<Phase>,
     /// What is told of each stage at the end.
     pub outcomes: Vec<StageOutcome>,
-    /// Outputs of stages that ended with a result.
-    pub outputs: Vec<Option<Outputs>>,
+    /// Results of stages that ended with one.
+    pub made: Vec<Option<Arc<Brief>>>,
     /// Stages that became due or were skipped and wait for the main loop's attention, first come first.
     pub due: std::collections::VecDeque<usize>,
     /// Stages that were skipped since the main loop last looked.
@@ -53,6 +54,8 @@ impl States {
         }
         let outcomes = plan.order.iter().map(|s| StageOutcome {
             stage: s.stage.name.clone(),
+            cell: plan.cell(&s.stage.name).map(CellOf::from),
+            chosen: Vec::new(),
             kind: s.stage.kind.name.to_owned(),
             reads: s.stage.upstream().into_iter().map(str::to_owned).collect(),
             status: Status::NotRun,
@@ -71,7 +74,7 @@ impl States {
         let mut states = States {
             phases: vec![Phase::Waiting; plan.order.len()],
             outcomes: outcomes.collect(),
-            outputs: vec![None; plan.order.len()],
+            made: vec![None; plan.order.len()],
             due: std::collections::VecDeque::new(),
             skipped: Vec::new(),
             needs_assert: plan.order.iter().map(|s| s.stage.needs_assert).collect(),
@@ -150,7 +153,7 @@ impl States {
     /// Takes a stage back that had ended or was running: it waits for what it reads again.
     pub fn reopen(&mut self, i: usize) {
         self.phases[i] = Phase::Waiting;
-        self.outputs[i] = None;
+        self.made[i] = None;
         self.failing[i] = None;
         self.outcomes[i].status = Status::NotRun;
     }

@@ -28,6 +28,7 @@ codes! {
     NAME = "R0208", "a name with characters that names cannot have";
     DUPLICATE = "R0209", "something is declared twice";
     UNUSED_PARAM = "R0210", "a parameter that nothing uses";
+    MATRIX = "R0211", "a matrix that does not come to cells";
     UNKNOWN_PARAM = "R0301", "no parameter of this name";
     INTERPOLATION = "R0302", "a malformed interpolation";
     PARAM_CYCLE = "R0303", "a parameter depends on itself";
@@ -39,6 +40,7 @@ codes! {
     MISSING_INPUT = "R0315", "a required input is missing";
     NOT_A_LIST = "R0316", "a list where the input takes one artifact";
     CYCLE = "R0317", "stages depend on each other in a circle";
+    CELL = "R0318", "a reference that does not say which cell of a matrix is meant";
     SELECTION = "R0320", "the command line names a stage that does not exist";
     USAGE = "R0401", "options that do not go together";
     SOURCE = "R0402", "a source cannot be read";

@@ -1,9 +1,9 @@
 //! A recipe's layers: included files, the file itself, the profile, and `-S`, in this order; later
-//! layers win, tables merge, lists replace. Then parameters are filled in.
+//! layers win, tables merge, lists replace. Then parameters are filled in, and stages with a matrix become their cells.
 
 use crate::diagnostic::Diagnostic;
 use crate::tree::{Files, Node, Table, Value};
-use crate::{codes, params, parse, read};
+use crate::{Cells, codes, matrix, params, parse, read};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -24,17 +24,34 @@ pub struct Setting(pub String);
 pub struct RecipeFile {
     pub path: PathBuf,
     pub files: Files,
-    /// Has `recipe`, `source` and `stage`; `params` and `profile` are used up.
+    /// Has `recipe`, `source` and `stage`, with a stage for each cell; `params` and `profile` are used up.
     pub root: Node,
     /// Names of all profiles.
     pub profiles: Vec<String>,
+    pub cells: Cells,
 }
 
 const TOP: [&str; 6] = ["recipe", "params", "source", "stage", "track", "profile"];
 const LAYERED: [&str; 4] = ["params", "source", "stage", "track"];
 
+/// One layer as it was written.
+pub(crate) struct Layer {
+    /// The profile it is, if it is one.
+    pub(crate) profile: Option<String>,
+    pub(crate) root: Node,
+}
+
 /// Reads a recipe file and applies the layers.
 pub fn read(path: &Path, layers: &Layers) -> Result<RecipeFile, Box<Diagnostic>> {
+    stacked(path, layers, None)
+}
+
+/// The same; `stack` collects every layer, the lowest first.
+pub(crate) fn stacked(
+    path: &Path,
+    layers: &Layers,
+    mut stack: Option<&mut Vec<Layer>>,
+) -> Result<RecipeFile, Box<Diagnostic>> {
     let mut files = Files::default();
     let mut used = BTreeSet::new();
     let mut root = file(
@@ -44,6 +61,7 @@ pub fn read(path: &Path, layers: &Layers) -> Result<RecipeFile, Box<Diagnostic>>
         &mut used,
         codes::FILE,
         None,
+        stack.as_deref_mut(),
     )?;
     // before anything is overridden: a parameter whose use a profile or `-S` replaces is not unused
     params::check_used(&files, &root, &used)?;
@@ -51,16 +69,27 @@ pub fn read(path: &Path, layers: &Layers) -> Result<RecipeFile, Box<Diagnostic>>
     let profiles = root.get("profile").and_then(Node::as_table);
     let profiles = profiles.into_iter().flatten();
     let profiles = profiles.map(|(name, _)| name.clone()).collect();
-    apply_profile(&files, &mut root, layers.profile.as_deref())?;
-    for setting in &layers.settings {
-        apply_setting(&mut files, &mut root, setting)?;
+    let profile = apply_profile(&files, &mut root, layers.profile.as_deref())?;
+    if let (Some(stack), Some(root)) = (&mut stack, profile) {
+        let profile = layers.profile.clone();
+        stack.push(Layer { profile, root });
     }
-    params::fill(&files, &mut root, files.any_contains("${"))?;
+    for setting in &layers.settings {
+        let root = apply_setting(&mut files, &mut root, setting)?;
+        if let Some(stack) = &mut stack {
+            stack.push(Layer {
+                profile: None,
+                root,
+            });
+        }
+    }
+    let cells = matrix::fill(&files, &mut root, files.any_contains("${"))?;
     Ok(RecipeFile {
         path: path.to_owned(),
         files,
         root,
         profiles,
+        cells,
     })
 }
 
@@ -73,6 +102,7 @@ fn file(
     used: &mut BTreeSet<String>,
     code: &'static str,
     from: Option<crate::tree::At>,
+    mut stack: Option<&mut Vec<Layer>>,
 ) -> Result<Node, Box<Diagnostic>> {
     let place = |d: Diagnostic, files: &Files| {
         Box::new(match from {
@@ -138,13 +168,20 @@ fn file(
         let folder = path.parent().unwrap_or(Path::new(""));
         for item in paths {
             let included = folder.join(item.as_str().unwrap_or_default());
-            let below = file(files, &included, chain, used, codes::INCLUDE, Some(item.at))?;
+            let (from, stack) = (Some(item.at), stack.as_deref_mut());
+            let below = file(files, &included, chain, used, codes::INCLUDE, from, stack)?;
             merged = Some(match merged {
                 Some(under) => merge(under, below),
                 None => below,
             });
         }
         chain.pop();
+    }
+    if let Some(stack) = stack {
+        stack.push(Layer {
+            profile: None,
+            root: node.clone(),
+        });
     }
     Ok(match merged {
         Some(under) => merge(under, node),
@@ -217,16 +254,17 @@ fn check_profiles(files: &Files, root: &Node) -> Result<(), Box<Diagnostic>> {
     Ok(())
 }
 
+/// Applies a profile; what it says.
 fn apply_profile(
     files: &Files,
     root: &mut Node,
     name: Option<&str>,
-) -> Result<(), Box<Diagnostic>> {
+) -> Result<Option<Node>, Box<Diagnostic>> {
     let Value::Table(top) = &mut root.value else {
-        return Ok(());
+        return Ok(None);
     };
     let profiles = top.shift_remove("profile");
-    let Some(name) = name else { return Ok(()) };
+    let Some(name) = name else { return Ok(None) };
     let known: Table = profiles
         .and_then(|p| match p.node.value {
             Value::Table(table) => Some(table),
@@ -253,15 +291,15 @@ fn apply_profile(
     );
     *root = merge(base, entry.node.clone());
     root.at = at;
-    Ok(())
+    Ok(Some(entry.node.clone()))
 }
 
-/// `-S name=value` sets a parameter, `-S a.b.c=value` any path.
+/// `-S name=value` sets a parameter, `-S a.b.c=value` any path. The setting as a layer of its own.
 fn apply_setting(
     files: &mut Files,
     root: &mut Node,
     setting: &Setting,
-) -> Result<(), Box<Diagnostic>> {
+) -> Result<Node, Box<Diagnostic>> {
     let text = setting.0.as_str();
     let Some((key, value)) = text.split_once('=') else {
         return Err(Box::new(
@@ -328,8 +366,13 @@ fn apply_setting(
         start: 0,
         end: key.len() as u32,
     };
+    let mut layer = Node {
+        value: Value::Table(Table::new()),
+        at: node.at,
+    };
+    set(&mut layer, &path, key_at, node.clone());
     set(root, &path, key_at, node);
-    Ok(())
+    Ok(layer)
 }
 
 /// A TOML value, or else the text itself. What was a string stays one, unless quoted as such.

@@ -9,12 +9,15 @@
 
 pub mod assertion;
 pub mod canonical;
+pub mod cells;
 pub mod codes;
 pub mod diagnostic;
+pub mod explain;
 pub mod job;
 pub mod key;
 pub mod kinds;
 pub mod layers;
+mod matrix;
 pub mod params;
 mod parse;
 pub mod parts;
@@ -28,6 +31,7 @@ pub mod track;
 pub mod tree;
 
 pub use assertion::Assertion;
+pub use cells::{Cell, Cells};
 pub use diagnostic::{Diagnostic, Place};
 pub use job::{Event, InputSpec, JobSpec, ResumeSpec};
 pub use key::{Difference, HashedTrainer, Key, Preimage, Trainer, difference};
@@ -35,7 +39,7 @@ pub use kinds::{ArtifactKind, Config, Invalid, KINDS, Kind, Port, kind};
 pub use layers::{Layers, Setting};
 pub use placement::{Checkpoint, FailureClass, Placement, Resources, Retry};
 pub use plan::{Part, Plan, Selection};
-pub use recipe::{Output, Recipe, Reference, Source, SourceSpec, Stage};
+pub use recipe::{Best, Candidate, Choice, Output, Recipe, Reference, Source, SourceSpec, Stage};
 
 /// Version of the recipe schema: `schema = 1` in `[recipe]`, and part of every key.
 pub const SCHEMA: u32 = 1;

@@ -1,9 +1,9 @@
-//! `${params.x}`: the only interpolation. `$${` stands for `${`. A string that is one reference
-//! and nothing else takes the parameter's type.
+//! `${params.x}`, and in a stage with cells `${matrix.x}`: the only interpolation. `$${` stands for `${`. A string that
+//! is one reference and nothing else takes the type of what it stands for.
 
 use crate::codes;
 use crate::diagnostic::Diagnostic;
-use crate::read;
+
 use crate::tree::{At, Files, Node, Table, Value};
 use indexmap::IndexMap;
 use std::collections::BTreeSet;
@@ -11,46 +11,59 @@ use std::collections::BTreeSet;
 /// A piece of a string.
 enum Piece<'a> {
     Text(String),
-    Param(&'a str),
+    Name(Space, &'a str),
 }
 
-/// Replaces every reference in `root`, if there are `any`, and removes `params`.
-pub fn fill(files: &Files, root: &mut Node, any: bool) -> Result<(), Box<Diagnostic>> {
-    let Value::Table(top) = &mut root.value else {
-        return Ok(());
-    };
-    let declared = match top.shift_remove("params") {
-        Some(entry) => read::table(files, "'params'", &entry.node)?.clone(),
-        None => Table::new(),
-    };
-    let mut params = Params {
-        files,
-        declared: &declared,
-        done: IndexMap::new(),
-    };
-    for (key, entry) in top.iter_mut() {
-        if any && key != "recipe" {
-            params.node(&mut entry.node, &mut Vec::new())?;
+/// Where a name is looked up.
+#[derive(Clone, Copy, PartialEq)]
+enum Space {
+    Params,
+    Matrix,
+}
+
+impl Space {
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Params => "params",
+            Self::Matrix => "matrix",
         }
     }
-    Ok(())
+}
+
+/// What names stand for in a cell.
+#[derive(Clone, Copy)]
+pub struct CellValues<'a> {
+    /// The cell's name, for messages.
+    pub cell: &'a str,
+    pub values: &'a IndexMap<String, Value>,
 }
 
 /// Collects the names of the parameters that a tree mentions.
 pub fn mentioned(node: &Node, names: &mut BTreeSet<String>) {
+    collect(node, Space::Params, names);
+}
+
+/// Collects the names of a matrix that a tree mentions.
+pub fn mentioned_axes(node: &Node, names: &mut BTreeSet<String>) {
+    collect(node, Space::Matrix, names);
+}
+
+fn collect(node: &Node, space: Space, names: &mut BTreeSet<String>) {
     match &node.value {
         Value::Str(text) => {
             // a malformed reference is reported when it is filled in
             for piece in split(text).unwrap_or_default() {
-                if let Piece::Param(name) = piece {
+                if let Piece::Name(of, name) = piece
+                    && of == space
+                {
                     names.insert(name.to_owned());
                 }
             }
         }
-        Value::List(items) => items.iter().for_each(|item| mentioned(item, names)),
+        Value::List(items) => items.iter().for_each(|item| collect(item, space, names)),
         Value::Table(table) => table
             .values()
-            .for_each(|entry| mentioned(&entry.node, names)),
+            .for_each(|entry| collect(&entry.node, space, names)),
         _ => {}
     }
 }
@@ -77,27 +90,50 @@ pub fn check_used(
     Ok(())
 }
 
-struct Params<'a> {
+/// Fills in names, with the parameters of one recipe.
+pub struct Params<'a> {
     files: &'a Files,
     declared: &'a Table,
     /// Parameters whose own references are filled in.
     done: IndexMap<String, Node>,
 }
 
-impl Params<'_> {
-    fn node(&mut self, node: &mut Node, chain: &mut Vec<String>) -> Result<(), Box<Diagnostic>> {
+impl<'a> Params<'a> {
+    pub fn new(files: &'a Files, declared: &'a Table) -> Self {
+        Self {
+            files,
+            declared,
+            done: IndexMap::new(),
+        }
+    }
+
+    /// Replaces every reference in a tree.
+    pub fn fill(
+        &mut self,
+        node: &mut Node,
+        cell: Option<CellValues<'_>>,
+    ) -> Result<(), Box<Diagnostic>> {
+        self.node(node, cell, &mut Vec::new())
+    }
+
+    fn node(
+        &mut self,
+        node: &mut Node,
+        cell: Option<CellValues<'_>>,
+        chain: &mut Vec<String>,
+    ) -> Result<(), Box<Diagnostic>> {
         match &mut node.value {
             Value::Str(text) if text.contains("${") => {
-                node.value = self.string(text, node.at, chain)?
+                node.value = self.string(text, node.at, cell, chain)?
             }
             Value::List(items) => {
                 for item in items {
-                    self.node(item, chain)?;
+                    self.node(item, cell, chain)?;
                 }
             }
             Value::Table(table) => {
                 for entry in table.values_mut() {
-                    self.node(&mut entry.node, chain)?;
+                    self.node(&mut entry.node, cell, chain)?;
                 }
             }
             _ => {}
@@ -109,6 +145,7 @@ impl Params<'_> {
         &mut self,
         text: &str,
         at: At,
+        cell: Option<CellValues<'_>>,
         chain: &mut Vec<String>,
     ) -> Result<Value, Box<Diagnostic>> {
         let pieces = split(text).map_err(|(message, help)| {
@@ -118,34 +155,70 @@ impl Params<'_> {
                     .help(help),
             )
         })?;
-        if let [Piece::Param(name)] = pieces[..] {
-            return self.param(name, at, chain);
+        let mut value = |space, name: &str| match space {
+            Space::Params => self.param(name, at, chain),
+            Space::Matrix => self.place(name, at, cell, chain.as_slice()),
+        };
+        if let [Piece::Name(space, name)] = pieces[..] {
+            return value(space, name);
         }
         let mut out = String::new();
         for piece in pieces {
             match piece {
                 Piece::Text(text) => out.push_str(&text),
-                Piece::Param(name) => {
-                    match self.param(name, at, chain)? {
-                        Value::Str(text) => out.push_str(&text),
-                        value @ (Value::Int(_) | Value::Float(_) | Value::Bool(_)) => {
-                            out.push_str(&value.show())
-                        }
-                        value => {
-                            return Err(Box::new(
+                Piece::Name(space, name) => match value(space, name)? {
+                    Value::Str(text) => out.push_str(&text),
+                    value @ (Value::Int(_) | Value::Float(_) | Value::Bool(_)) => {
+                        out.push_str(&value.show())
+                    }
+                    value => {
+                        let what = match space {
+                            Space::Params => "parameter",
+                            Space::Matrix => "axis",
+                        };
+                        let (kind, prefix) = (value.type_name(), space.prefix());
+                        return Err(Box::new(
                             Diagnostic::new(
                                 codes::INTERPOLATION,
-                                format!("parameter '{name}' is {}, which has no place inside a string", value.type_name()),
+                                format!(
+                                    "{what} '{name}' is {kind}, which has no place inside a string"
+                                ),
                             )
                             .at(self.files, at)
-                            .help(format!("use it alone: \"${{params.{name}}}\"")),
+                            .help(format!("use it alone: \"${{{prefix}.{name}}}\"")),
                         ));
-                        }
                     }
-                }
+                },
             }
         }
         Ok(Value::Str(out))
+    }
+
+    /// What `${matrix.name}` stands for.
+    fn place(
+        &self,
+        name: &str,
+        at: At,
+        cell: Option<CellValues<'_>>,
+        chain: &[String],
+    ) -> Result<Value, Box<Diagnostic>> {
+        let error =
+            |message: String| Diagnostic::new(codes::INTERPOLATION, message).at(self.files, at);
+        if let Some(param) = chain.last() {
+            let message =
+                format!("parameter '{param}' is one value for all cells, and uses 'matrix.{name}'");
+            let help = "use the axis in the stage itself";
+            return Err(Box::new(error(message).help(help)));
+        }
+        let Some(CellValues { cell, values }) = cell else {
+            let message = format!("'${{matrix.{name}}}' stands where there are no cells");
+            let help = "it is filled in for stages that have `matrix`, `replicas` or `foreach`";
+            return Err(Box::new(error(message).help(help)));
+        };
+        values.get(name).cloned().ok_or_else(|| {
+            let message = format!("cell '{cell}' has no value for '{name}'");
+            Box::new(error(message).suggest(name, values.keys().map(String::as_str)))
+        })
     }
 
     fn param(
@@ -183,7 +256,7 @@ impl Params<'_> {
         };
         let mut node = entry.node.clone();
         chain.push(name.to_owned());
-        self.node(&mut node, chain)?;
+        self.node(&mut node, None, chain)?;
         chain.pop();
         self.done.insert(name.to_owned(), node.clone());
         Ok(node.value)
@@ -209,20 +282,21 @@ fn split(text: &str) -> Result<Vec<Piece<'_>>, (String, &'static str)> {
             ));
         };
         let inside = rest[start + 2..start + end].trim();
-        match inside.strip_prefix("params.") {
-            Some(name) if crate::recipe::is_name(name) => {
-                if !plain.is_empty() {
-                    pieces.push(Piece::Text(std::mem::take(&mut plain)));
-                }
-                pieces.push(Piece::Param(name));
-            }
-            _ => {
-                return Err((
-                    format!("'${{{inside}}}' is not a reference to a parameter"),
-                    "only `${params.name}` is filled in; write `$${` for a plain `${`",
-                ));
-            }
+        let spaces = [Space::Params, Space::Matrix].into_iter();
+        let name = spaces.filter_map(|space| {
+            let name = inside.strip_prefix(space.prefix())?.strip_prefix('.')?;
+            crate::recipe::is_name(name).then_some((space, name))
+        });
+        let Some((space, name)) = { name }.next() else {
+            return Err((
+                format!("'${{{inside}}}' is not a reference to a parameter"),
+                "only `${params.name}`, and `${matrix.axis}` in cells, are filled in; write `$${` for a plain `${`",
+            ));
+        };
+        if !plain.is_empty() {
+            pieces.push(Piece::Text(std::mem::take(&mut plain)));
         }
+        pieces.push(Piece::Name(space, name));
         rest = &rest[start + end + 1..];
     }
     plain.push_str(rest);

@@ -307,11 +307,19 @@ pub struct Checkpoint {
     pub every: u64,
     /// Checkpoints that are kept.
     pub keep: u64,
+    /// Whether a stage with more `steps` goes on from the checkpoint of one that differs in `steps` alone. Only where no
+    /// step depends on how many there are: with `schedule = "constant"`.
+    #[serde(rename = "continue", skip_serializing_if = "std::ops::Not::not")]
+    pub from_shorter: bool,
 }
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Self { every: 50, keep: 2 }
+        Self {
+            every: 50,
+            keep: 2,
+            from_shorter: false,
+        }
     }
 }
 

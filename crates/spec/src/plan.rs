@@ -1,7 +1,6 @@
 //! The part of a recipe that a command asks for: stages in an order that respects their inputs.
 
-use crate::diagnostic::suggestion;
-use crate::{Diagnostic, Recipe, Stage, codes};
+use crate::{Cell, Diagnostic, Recipe, Stage};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
@@ -51,23 +50,19 @@ pub struct PlannedStage {
 impl Plan {
     /// Orders a recipe's stages and applies a selection.
     pub fn new(recipe: Recipe, selection: &Selection) -> Result<Self, Box<Diagnostic>> {
-        let named = [
-            &selection.targets,
-            &selection.only,
-            &selection.from,
-            &selection.skip,
-        ];
-        for name in named.into_iter().flatten() {
-            if !recipe.stages.contains_key(name) {
-                return Err(Box::new(
-                    Diagnostic::new(
-                        codes::SELECTION,
-                        format!("the recipe has no stage '{name}'"),
-                    )
-                    .help(suggestion(name, recipe.stages.keys().map(String::as_str))),
-                ));
+        let stages = |names: &[String]| -> Result<Vec<String>, Box<Diagnostic>> {
+            let mut all = Vec::new();
+            for name in names {
+                all.extend(recipe.named(name)?.into_iter().map(str::to_owned));
             }
-        }
+            Ok(all)
+        };
+        let selection = &Selection {
+            targets: stages(&selection.targets)?,
+            only: stages(&selection.only)?,
+            from: stages(&selection.from)?,
+            skip: stages(&selection.skip)?,
+        };
         let names = order(&recipe);
         let index: HashMap<&str, usize> = names
             .iter()
@@ -102,6 +97,17 @@ impl Plan {
             })
             .collect();
         Ok(Self { recipe, order })
+    }
+
+    /// The cells of a stage that has a matrix, replicas or `foreach`, in their order; none of any other. Each is a
+    /// stage of [`Plan::order`] by its name.
+    pub fn cells(&self, stage: &str) -> &[Cell] {
+        self.recipe.cells.of(stage)
+    }
+
+    /// What a stage is a cell of, and where, if it is one.
+    pub fn cell(&self, stage: &str) -> Option<&Cell> {
+        self.recipe.cells.get(stage)
     }
 
     /// The stage of this name.

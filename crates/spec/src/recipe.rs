@@ -2,7 +2,7 @@
 
 use crate::track::Track;
 use crate::tree::{COMMAND_LINE, Files, Node};
-use crate::{ArtifactKind, Assertion, Kind, Place, Placement};
+use crate::{ArtifactKind, Assertion, Cells, Diagnostic, Kind, Place, Placement, codes};
 use indexmap::IndexMap;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -25,6 +25,8 @@ pub struct Recipe {
     pub profiles: Vec<String>,
     /// Where metrics go besides the run's record.
     pub track: Track,
+    /// Which of them are cells of a matrix.
+    pub cells: Cells,
     pub(crate) files: Files,
     pub(crate) root: Node,
 }
@@ -142,15 +144,22 @@ pub struct Stage {
 impl Stage {
     /// Names of the stages this one reads from, without repeats, in input order.
     pub fn upstream(&self) -> Vec<&str> {
-        let mut names = Vec::new();
+        let mut names = indexmap::IndexSet::new();
         for reference in self.inputs.values().flatten() {
-            if let Reference::Stage { stage, .. } = reference
-                && !names.contains(&stage.as_str())
-            {
-                names.push(stage.as_str());
+            match reference {
+                Reference::Source(_) => {}
+                Reference::Stage { stage, .. } => {
+                    names.insert(stage.as_str());
+                }
+                Reference::Choice(choice) => {
+                    for candidate in &choice.candidates {
+                        names.insert(candidate.stage.as_str());
+                        names.insert(candidate.judge.as_str());
+                    }
+                }
             }
         }
-        names
+        names.into_iter().collect()
     }
 }
 
@@ -164,8 +173,62 @@ pub struct Output {
 /// What an input points to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Reference {
-    Stage { stage: String, output: String },
+    Stage {
+        stage: String,
+        output: String,
+    },
     Source(String),
+    /// One of a matrix' cells, which one is known when all have run.
+    Choice(Arc<Choice>),
+}
+
+/// `{ of = "sft.model", select = { max = "eval.accuracy" } }`: the cell with the best metric.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Choice {
+    /// `sft.model`, as the recipe has it.
+    pub of: String,
+    pub best: Best,
+    /// `eval.accuracy`, as the recipe has it.
+    pub by: String,
+    /// `accuracy`.
+    pub metric: String,
+    /// The output that is taken, `model`.
+    pub output: String,
+    /// In the cells' order: of equals, the first is taken.
+    pub candidates: Vec<Candidate>,
+}
+
+/// Which metric wins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Best {
+    Max,
+    Min,
+}
+
+/// A cell that may be chosen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Candidate {
+    pub stage: String,
+    /// The stage whose summary metrics tell how good it is; may be the candidate itself.
+    pub judge: String,
+}
+
+impl Choice {
+    /// The best of the candidates by what `metric_of` tells of their judges; none where no judge has the metric. One
+    /// that has none, or a NaN, is passed over.
+    pub fn choose(&self, metric_of: impl Fn(&str) -> Option<f64>) -> Option<(&Candidate, f64)> {
+        let known = self.candidates.iter().filter_map(|c| {
+            let value = metric_of(&c.judge).filter(|v| !v.is_nan())?;
+            Some((c, value))
+        });
+        known.reduce(|best, next| {
+            let better = match self.best {
+                Best::Max => next.1 > best.1,
+                Best::Min => next.1 < best.1,
+            };
+            if better { next } else { best }
+        })
+    }
 }
 
 impl fmt::Display for Reference {
@@ -173,6 +236,13 @@ impl fmt::Display for Reference {
         match self {
             Self::Stage { stage, output } => write!(f, "{stage}.{output}"),
             Self::Source(name) => write!(f, "source.{name}"),
+            Self::Choice(choice) => {
+                let best = match choice.best {
+                    Best::Max => "max",
+                    Best::Min => "min",
+                };
+                write!(f, "{} with the {best} of {}", choice.of, choice.by)
+            }
         }
     }
 }
@@ -181,7 +251,51 @@ impl Recipe {
     /// The place of a path such as `stage.grpo.with.environment[1]`, or of the nearest part of it
     /// that was written.
     pub fn place(&self, path: &str) -> Place {
-        Place::of(&self.files, self.root.nearest(path).at)
+        // names of cells hold what steps of a path are told apart by
+        let stages = self.root.get("stage").and_then(Node::as_table);
+        let cell = stages.into_iter().flatten().find_map(|(name, entry)| {
+            let below = path.strip_prefix("stage.")?.strip_prefix(name.as_str())?;
+            let below = below.strip_prefix('.').or(below.is_empty().then_some(""))?;
+            name.contains('[').then(|| entry.node.nearest(below).at)
+        });
+        let at = cell.unwrap_or_else(|| self.root.nearest(path).at);
+        Place::of(&self.files, at)
+    }
+
+    /// The stages that a name on the command line stands for: a stage or cell, all cells of a stage, or those at a place
+    /// (`sft[lr=0.001]`).
+    pub fn named(&self, name: &str) -> Result<Vec<&str>, Box<Diagnostic>> {
+        if let Some((known, _)) = self.stages.get_key_value(name) {
+            return Ok(vec![known]);
+        }
+        let names = |cells: Vec<&crate::Cell>| -> Vec<&str> {
+            let known = cells
+                .into_iter()
+                .filter_map(|c| self.stages.get_key_value(&c.name));
+            known.map(|(name, _)| name.as_str()).collect()
+        };
+        let cells = self.cells.of(name);
+        if !cells.is_empty() {
+            return Ok(names(cells.iter().collect()));
+        }
+        let error = |message: String| Diagnostic::new(codes::SELECTION, message);
+        if let Some((stage, place)) = name.strip_suffix(']').and_then(|n| n.split_once('['))
+            && (self.stages.contains_key(stage) || !self.cells.of(stage).is_empty())
+        {
+            let found = self.cells.matching(stage, place);
+            return found
+                .map(names)
+                .map_err(|e| Box::new(error(e.message).help(e.help)));
+        }
+        let plain = self
+            .stages
+            .keys()
+            .map(String::as_str)
+            .filter(|n| !n.contains('['));
+        let known: Vec<&str> = plain.chain(self.cells.stages()).collect();
+        Err(Box::new(
+            error(format!("the recipe has no stage '{name}'")).suggest(name, known),
+        ))
     }
 }
 

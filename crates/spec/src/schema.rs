@@ -89,6 +89,15 @@ fn stage(kind: &Kind, generator: &mut SchemaGenerator) -> Value {
         "in": inputs(kind),
         "with": with,
         "resources": generator.subschema_for::<Resources>(),
+        "matrix": matrix(),
+        "replicas": {
+            "type": "object",
+            "description": "a cell for each seed, which becomes with.seed",
+            "properties": { "seeds": { "type": "array", "minItems": 1, "uniqueItems": true, "items": { "type": "integer", "minimum": 0 } } },
+            "required": ["seeds"],
+            "additionalProperties": false,
+        },
+        "foreach": { "type": "string", "pattern": NAME, "description": "a cell for each cell of this stage; references to it are to that cell" },
         "retry": generator.subschema_for::<Retry>(),
         "timeout": { "type": "string", "pattern": TIMEOUT, "description": "wall time of one attempt, such as 12h" },
         "assert": {
@@ -110,7 +119,7 @@ fn stage(kind: &Kind, generator: &mut SchemaGenerator) -> Value {
             );
         }
         if kind.open_inputs {
-            for key in ["cmd", "out", "env"] {
+            for key in ["cmd", "out", "env", "secrets"] {
                 let list = json!({ "type": "array", "items": { "type": "string" }, "uniqueItems": key != "cmd" });
                 map.insert(key.to_owned(), list);
             }
@@ -125,8 +134,33 @@ fn stage(kind: &Kind, generator: &mut SchemaGenerator) -> Value {
     })
 }
 
+/// `matrix`: axes, and cells to leave out or to add.
+fn matrix() -> Value {
+    let cells = json!({ "type": "array", "minItems": 1, "items": { "type": "object", "minProperties": 1 } });
+    json!({
+        "type": "object",
+        "description": "axes; the stage becomes a cell for each of their combinations, with ${matrix.axis} filled in",
+        "minProperties": 1,
+        "properties": { "include": cells, "exclude": cells },
+        "additionalProperties": { "type": "array", "minItems": 1, "uniqueItems": true },
+    })
+}
+
 fn inputs(kind: &Kind) -> Value {
-    let one = json!({ "type": "string", "pattern": REFERENCE });
+    let metric = json!({ "type": "string", "pattern": "^[A-Za-z0-9_-]+\\..+$" });
+    let select = |best: &str| json!({ "type": "object", "properties": { best: metric }, "required": [best], "additionalProperties": false });
+    let one = json!({
+        "anyOf": [
+            { "type": "string", "pattern": REFERENCE },
+            {
+                "type": "object",
+                "description": "the cell of a matrix with the best metric",
+                "properties": { "of": { "type": "string" }, "select": { "oneOf": [select("max"), select("min")] } },
+                "required": ["of", "select"],
+                "additionalProperties": false,
+            },
+        ],
+    });
     let list = json!({ "anyOf": [one, { "type": "array", "items": one, "minItems": 1 }] });
     if kind.open_inputs {
         return json!({ "type": "object", "additionalProperties": list });
@@ -168,8 +202,8 @@ fn allow_params(definitions: &mut Map<String, Value>) {
     }
 }
 
-/// A lone reference to a parameter.
-const PARAM: &str = "^\\$\\{ *params\\.[A-Za-z0-9_-]+ *\\}$";
+/// A lone reference to a parameter or an axis.
+const PARAM: &str = "^\\$\\{ *(params|matrix)\\.[A-Za-z0-9_-]+ *\\}$";
 
 fn source() -> Value {
     let text = json!({ "type": "string", "minLength": 1 });

@@ -5,28 +5,75 @@ use crate::fail::Fail;
 use crate::format::plural;
 use crate::{output, project};
 use serde_json::{Map, Value, json};
+use spec::explain::Explained;
 use spec::{Diagnostic, Plan, Recipe, Selection, SourceSpec, codes};
+use std::fmt::Write as _;
 
 pub fn run(args: CheckArgs) -> Result<u8, Fail> {
     let recipe = project::load(&args.recipe)?;
+    if let Some(key) = &args.explain {
+        let layers = project::layers(&args.recipe);
+        let explained = spec::explain::explain(&args.recipe.recipe, &layers, key)?;
+        if args.json {
+            output::json(&json!({ "version": 1, "explained": explained }));
+        } else {
+            let mut text = String::new();
+            say(&explained, 0, &mut text);
+            output::line(text.trim_end());
+        }
+        return Ok(0);
+    }
     let plan = Plan::new(recipe, &Selection::default())?;
     sources(&plan.recipe)?;
     if args.json {
         output::json(&resolved(&plan));
         return Ok(0);
     }
-    let Recipe {
-        name,
-        stages,
-        sources,
-        ..
-    } = &plan.recipe;
+    let Recipe { name, sources, .. } = &plan.recipe;
     output::line(format!(
         "{name}: ok, {} and {}",
-        plural(stages.len(), "stage"),
+        counted(&plan.recipe),
         plural(sources.len(), "source")
     ));
     Ok(0)
+}
+
+/// `25 stages (12 cells of train, 12 of eval)`.
+fn counted(recipe: &Recipe) -> String {
+    let mut cells: Vec<String> = recipe
+        .cells
+        .stages()
+        .map(|stage| format!("{} of {stage}", recipe.cells.of(stage).len()))
+        .collect();
+    if let Some(first) = cells.first_mut() {
+        *first = first.replacen(" of ", " cells of ", 1);
+    }
+    let stages = plural(recipe.stages.len(), "stage");
+    match cells.is_empty() {
+        true => stages,
+        false => format!("{stages} ({})", cells.join(", ")),
+    }
+}
+
+/// A key, the layers that set it with the winner first, and below it what its text uses.
+fn say(explained: &Explained, depth: usize, out: &mut String) {
+    let indent = "  ".repeat(depth);
+    let _ = writeln!(out, "{indent}{} = {}", explained.key, explained.value);
+    if explained.set.is_empty() {
+        let _ = writeln!(out, "{indent}  the default");
+    }
+    for (i, set) in explained.set.iter().rev().enumerate() {
+        let place = match (set.layer, &set.profile) {
+            ("command line", _) => format!("-S {}", set.file),
+            (_, Some(name)) => format!("profile '{name}', {}:{}", set.file, set.line),
+            _ => format!("{}:{}", set.file, set.line),
+        };
+        let verb = if i == 0 { "set by" } else { "over" };
+        let _ = writeln!(out, "{indent}  {verb} {place}: {}", set.text);
+    }
+    for used in &explained.uses {
+        say(used, depth + 1, out);
+    }
 }
 
 /// Refuses local sources that are not there.

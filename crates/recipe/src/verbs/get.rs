@@ -5,33 +5,13 @@ use crate::fail::Fail;
 use crate::format::{bytes, plural};
 use crate::provenance::{self, Story};
 use crate::{output, project};
-use spec::diagnostic::suggestion;
 use spec::{Plan, Recipe, Selection};
 
 pub fn run(args: GetArgs) -> Result<u8, Fail> {
     let recipe = project::load(&args.recipe)?;
-    let Some((stage, output)) = args.output.split_once('.') else {
-        let known = recipe.stages.values().flat_map(|s| {
-            s.outputs
-                .iter()
-                .map(move |o| format!("{}.{}", s.name, o.name))
-        });
-        let known: Vec<String> = known.collect();
-        return Err(Fail::usage(
-            format!("'{}' is not an output", args.output),
-            suggestion(&args.output, known.iter().map(String::as_str)),
-        ));
-    };
-    let (stage, output) = (stage.to_owned(), output.to_owned());
+    let (stage, output) = project::output(&recipe, &args.output)?;
     let selection = until(vec![stage.clone()]);
     let plan = Plan::new(recipe, &selection)?;
-    let outputs = &plan.recipe.stages[&stage].outputs;
-    if !outputs.iter().any(|o| o.name == output) {
-        return Err(Fail::usage(
-            format!("stage '{stage}' has no output '{output}'"),
-            suggestion(&output, outputs.iter().map(|o| o.name.as_str())),
-        ));
-    }
     let url = project::store(&args.store, project::folder(&args.recipe.recipe));
     let mut options = runner::Options::new(url.clone());
     options.remote = project::remote(&args.remote, &url);

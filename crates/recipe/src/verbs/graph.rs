@@ -24,16 +24,28 @@ fn edges(plan: &Plan) -> Vec<(String, String, String)> {
     for planned in &plan.order {
         for (input, references) in &planned.stage.inputs {
             for reference in references {
-                let (from, label) = match reference {
-                    Reference::Stage { stage, output } if output == input => {
-                        (stage.clone(), input.clone())
-                    }
-                    Reference::Stage { stage, output } => {
-                        (stage.clone(), format!("{output} -> {input}"))
-                    }
-                    Reference::Source(name) => (format!("source.{name}"), input.clone()),
+                let label = |output: &String| match output == input {
+                    true => input.clone(),
+                    false => format!("{output} -> {input}"),
                 };
-                edges.push((from, planned.stage.name.clone(), label));
+                let to = &planned.stage.name;
+                match reference {
+                    Reference::Stage { stage, output } => {
+                        edges.push((stage.clone(), to.clone(), label(output)));
+                    }
+                    Reference::Source(name) => {
+                        edges.push((format!("source.{name}"), to.clone(), input.clone()));
+                    }
+                    Reference::Choice(choice) => {
+                        for cell in &choice.candidates {
+                            let one_of = format!("one of: {}", label(&choice.output));
+                            edges.push((cell.stage.clone(), to.clone(), one_of));
+                            if cell.judge != cell.stage {
+                                edges.push((cell.judge.clone(), to.clone(), choice.metric.clone()));
+                            }
+                        }
+                    }
+                }
             }
         }
     }

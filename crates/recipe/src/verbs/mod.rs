@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod get;
 pub mod graph;
 pub mod init;
+pub mod lock;
 pub mod logs;
 pub mod man;
 pub mod plan;

@@ -18,8 +18,9 @@ use spec::{Plan, Reference};
 use std::path::Path;
 use std::sync::Arc;
 
-pub fn run(args: VerifyArgs) -> Result<u8, Fail> {
+pub fn run(mut args: VerifyArgs) -> Result<u8, Fail> {
     let recipe = project::load(&args.recipe)?;
+    args.stage = project::one_stage(&recipe, &args.stage)?;
     let select = SelectArgs {
         only: vec![args.stage.clone()],
         until: Vec::new(),
@@ -142,10 +143,17 @@ impl<'a> Verify<'a> {
 
     /// Brings what the stage reads into the main store, from where the scratch one takes it.
     fn fetch_inputs(&self, resolved: &[runner::Resolved]) -> Result<(), Fail> {
-        for reference in self.stage().inputs.values().flatten() {
-            let Reference::Stage { stage, output } = reference else {
-                continue;
-            };
+        let references = self.stage().inputs.values().flatten();
+        let read = references.flat_map(|reference| match reference {
+            Reference::Source(_) => Vec::new(),
+            Reference::Stage { stage, output } => vec![(stage, output)],
+            // which one is taken is for the run to say
+            Reference::Choice(choice) => {
+                let cells = choice.candidates.iter();
+                cells.map(|c| (&c.stage, &choice.output)).collect()
+            }
+        });
+        for (stage, output) in read {
             let found = resolved.iter().find(|r| r.stage == *stage);
             if let Some(State::Reuse(found)) = found.map(|r| &r.state)
                 && let Some(artifact) = found.brief.outputs.get(output)

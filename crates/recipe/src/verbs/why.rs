@@ -19,19 +19,32 @@ pub fn run(args: WhyArgs) -> Result<u8, Fail> {
     let url = project::store(&args.store, project::folder(&args.recipe.recipe));
     let options = runner::Options::new(url);
     let stages = runner::resolve(&plan, &options)?;
-    let at = stages
-        .iter()
-        .position(|s| s.stage == args.stage)
-        .ok_or_else(|| Fail::usage(format!("the plan has no stage '{}'", args.stage), ""))?;
-    let ignored = causes::ignored(&plan.recipe, &args.stage);
-    let causes = match stages[at].state {
-        State::Undecided(_) => causes::of(&plan, &stages, at),
-        _ => Vec::new(),
-    };
-    if args.json {
-        output::json(&as_json(&stages[at], &causes, &ignored));
-    } else {
-        output::line(as_text(&stages[at], &causes, &ignored));
+    let asked: Vec<String> = plan
+        .recipe
+        .named(&args.stage)?
+        .into_iter()
+        .map(str::to_owned)
+        .collect();
+    let mut texts = Vec::with_capacity(asked.len());
+    let mut values = Vec::with_capacity(asked.len());
+    for (at, stage) in stages.iter().enumerate() {
+        if !asked.contains(&stage.stage) {
+            continue;
+        }
+        let ignored = causes::ignored(&plan.recipe, &stage.stage);
+        let causes = match stage.state {
+            State::Undecided(_) => causes::of(&plan, &stages, at),
+            _ => Vec::new(),
+        };
+        match args.json {
+            true => values.push(as_json(stage, &causes, &ignored)),
+            false => texts.push(as_text(stage, &causes, &ignored)),
+        }
+    }
+    match (args.json, values.len()) {
+        (true, 1) => output::json(&values[0]),
+        (true, _) => output::json(&json!({ "version": 1, "cells": values })),
+        (false, _) => output::line(texts.join("\n\n")),
     }
     Ok(0)
 }

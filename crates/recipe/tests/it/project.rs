@@ -63,6 +63,13 @@ pub fn run(dir: &Path, args: &[&str]) -> Ran {
     ran(command(dir, args))
 }
 
+/// The same with a say in the command.
+pub fn run_with(dir: &Path, args: &[&str], prepare: impl FnOnce(&mut Command)) -> Ran {
+    let mut command = command(dir, args);
+    prepare(&mut command);
+    ran(command)
+}
+
 /// `recipe` with these arguments, not started. A script `worker` in the folder is its worker.
 pub fn command(dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_recipe"));

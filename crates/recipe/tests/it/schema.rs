@@ -60,6 +60,18 @@ const BEYOND: &[(&str, &str)] = &[
     ("smoothing-without-effect", "two settings together"),
     ("stages-in-a-circle", "what references come to"),
     ("unknown-environment-option", "settings of one environment"),
+    ("foreach-without-cells", "names of other tables"),
+    ("matrix-axis-unknown", "what a reference points to"),
+    ("matrix-axis-unused", "what refers to it"),
+    ("matrix-axis-without-matrix", "what a reference points to"),
+    ("matrix-cell-twice", "compares two values"),
+    ("matrix-exclude-matches-nothing", "compares two values"),
+    ("matrix-exclude-unknown-axis", "names of other tables"),
+    ("matrix-excludes-all", "compares two values"),
+    ("matrix-include-matches-nothing", "compares two values"),
+    ("reference-to-cell-unknown", "what a reference points to"),
+    ("reference-to-cells", "what a reference points to"),
+    ("select-without-cells", "what references come to"),
 ];
 
 fn root() -> PathBuf {

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use cache::Claim;
+use cache::{Checkpoint, Claim};
 use serde_json::Value;
-use spec::ResumeSpec;
 use spec::assertion::Steps;
+use spec::{Preimage, ResumeSpec};
 
 use super::{Runner, Start};
 use crate::error::Error;
 use crate::job::Layout;
 use crate::options::Resume;
+use crate::report::Report;
 use crate::{calibration, content, curves, machine};
 
 impl Runner<'_> {
@@ -67,6 +68,12 @@ impl Runner<'_> {
         } else {
             store.newest_checkpoint(&claim.key)?
         };
+        self.continued = None;
+        let may = self.job.stage.placement.checkpoint.from_shorter;
+        let found = match found {
+            None if may && self.job.start != Start::Forced => self.of_shorter(numerics)?,
+            found => found,
+        };
         let Some(checkpoint) = found else {
             return Ok(None);
         };
@@ -81,5 +88,51 @@ impl Runner<'_> {
             step: checkpoint.step,
             path,
         }))
+    }
+
+    /// The furthest checkpoint of a result that differs from this stage in having fewer steps, and in nothing else.
+    /// Numerics of its steps come along.
+    fn of_shorter(&mut self, numerics: &mut Vec<Value>) -> Result<Option<Checkpoint>, Error> {
+        let store = &self.shared.store;
+        let mine = self.job.keyed.preimage();
+        let steps = |preimage: &Preimage| preimage.with["steps"].as_u64().unwrap_or(0);
+        let mut best: Option<(Checkpoint, Value)> = None;
+        for (key, _, record) in store.results()? {
+            let Ok(mut other) = Preimage::parse(&record.preimage) else {
+                continue;
+            };
+            if steps(&other) >= steps(&mine) {
+                continue;
+            }
+            other.with["steps"] = mine.with["steps"].clone();
+            if other != mine {
+                continue;
+            }
+            let found = store.newest_checkpoint(&key)?;
+            let found = found.map(|checkpoint| (checkpoint, record.numerics));
+            best = best.into_iter().chain(found).max_by_key(|(c, _)| c.step);
+        }
+        if let Some((checkpoint, before)) = &best {
+            let begun = |range: &&Value| range["from"].as_u64().is_none_or(|n| n < checkpoint.step);
+            numerics.extend(
+                before
+                    .as_array()
+                    .into_iter()
+                    .flatten()
+                    .filter(begun)
+                    .cloned(),
+            );
+            self.continued = Some((checkpoint.key, checkpoint.step));
+            self.report(Report::Message {
+                stage: Some(self.name()),
+                level: "info".into(),
+                text: format!(
+                    "goes on from step {} of a shorter run (key {})",
+                    checkpoint.step,
+                    checkpoint.key.short()
+                ),
+            });
+        }
+        Ok(best.map(|(checkpoint, _)| checkpoint))
     }
 }

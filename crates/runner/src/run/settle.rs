@@ -5,10 +5,14 @@ use crate::attempt::Start;
 use crate::cancel::Stop;
 use crate::error::{AttemptError, Class, Error};
 use crate::history;
+use crate::outcome::ChosenCell;
 use crate::report::Report;
 use crate::resolve::{Decision, State, Why, decide_all, decide_one, explain};
-use crate::session::{Keyed, Session};
+use crate::session::{Chosen, Keyed, Session};
 use crate::states::Phase;
+use spec::diagnostic::suggestion;
+use spec::{Choice, Reference, Stage};
+use std::sync::Arc;
 
 impl Run<'_> {
     /// Decides all stages as far as possible; fetches the sources without which nothing more can be said.
@@ -67,6 +71,7 @@ impl Run<'_> {
             None => self.decide_late(i)?,
         };
         self.states.outcomes[i].key = decision.keyed.as_ref().map(|k| k.key.hex());
+        self.note_choices(i);
         match (decision.state, decision.keyed) {
             (State::Reuse(found), _) => self.reuse(i, *found),
             (State::Run(why), Some(keyed)) => self.make_ready(i, why, keyed)?,
@@ -84,17 +89,74 @@ impl Run<'_> {
                 );
             }
             (State::Undecided(references), _) => {
-                self.fail(
-                    i,
-                    AttemptError::new(
-                        Class::Integrity,
-                        format!("{} is not known", references.join(", ")),
-                    ),
-                );
+                let error = self.no_choice(i).unwrap_or_else(|| {
+                    let message = format!("{} is not known", references.join(", "));
+                    AttemptError::new(Class::Integrity, message)
+                });
+                self.fail(i, error);
             }
             (State::Run(_), None) | (State::Out, _) => {}
         }
         Ok(())
+    }
+
+    /// Records which cells were taken where the stage chooses among cells.
+    fn note_choices(&mut self, i: usize) {
+        let stage = &self.session.plan.order[i].stage;
+        let mut chosen = Vec::new();
+        for (input, choice) in choices(stage) {
+            if let Chosen::Cell(cell, value) = self.session.choose(choice, &self.states.made) {
+                chosen.push(ChosenCell {
+                    input: input.clone(),
+                    choice: Reference::Choice(choice.clone()).to_string(),
+                    stage: cell.stage.clone(),
+                    value,
+                });
+            }
+        }
+        for cell in &chosen {
+            let ChosenCell {
+                input,
+                choice,
+                stage,
+                value,
+            } = cell;
+            self.report(Report::Message {
+                stage: Some(self.session.plan.order[i].stage.name.clone()),
+                level: "info".into(),
+                text: format!("input '{input}' is that of {stage}: {choice}, which is {value}"),
+            });
+        }
+        self.states.outcomes[i].chosen = chosen;
+    }
+
+    /// The error of a stage that chooses by a metric which no cell has.
+    fn no_choice(&self, i: usize) -> Option<AttemptError> {
+        let session = &self.session;
+        let stage = &session.plan.order[i].stage;
+        let made = &self.states.made;
+        let open = |c: &Arc<Choice>| matches!(session.choose(c, made), Chosen::NoMetric);
+        let (input, choice) = choices(stage).find(|(_, choice)| open(choice))?;
+        let place = session
+            .plan
+            .recipe
+            .place(&format!("stage.{}.in.{input}", stage.name));
+        let known = session.metrics_to_choose_by(choice, made);
+        let help = suggestion(&choice.metric, known.iter().map(String::as_str));
+        let (judge, n) = (
+            choice.by.split('.').next().unwrap_or_default(),
+            choice.candidates.len(),
+        );
+        Some(AttemptError {
+            help: Some(format!("metrics of '{judge}': {help}")),
+            ..AttemptError::new(
+                Class::Config,
+                format!(
+                    "none of the {n} cells of '{judge}' has the metric '{}' that input '{input}' is chosen by ({}:{}:{})",
+                    choice.metric, place.file, place.line, place.column
+                ),
+            )
+        })
     }
 
     /// Whether an early decision holds now that everything above has ended. A stage never runs under a key that was made
@@ -103,7 +165,7 @@ impl Run<'_> {
         match (&decision.state, &decision.keyed) {
             (State::Undecided(_), _) => false,
             (State::Run(_), Some(early)) => {
-                let mut now = self.session.keys(&[i], &self.states.outputs);
+                let mut now = self.session.keys(&[i], &self.states.made);
                 matches!(now.pop(), Some(Ok(now)) if now.key == early.key)
             }
             _ => true,
@@ -112,7 +174,7 @@ impl Run<'_> {
 
     /// Decides a stage whose upstream ran in this run. Its result must be whole: something may be about to need it.
     fn decide_late(&self, i: usize) -> Result<Decision, Error> {
-        let mut decision = decide_one(&self.session, i, &self.states.outputs)?;
+        let mut decision = decide_one(&self.session, i, &self.states.made)?;
         if let State::Reuse(found) = &decision.state
             && let Err(what) = self.session.intact(&[&found.brief])?.remove(0)
         {
@@ -127,10 +189,10 @@ impl Run<'_> {
         let plan = self.session.plan;
         let mut broken = Vec::new();
         for &up in &plan.order[i].upstream {
-            let Some(outputs) = &self.states.outputs[up] else {
+            let Some(result) = &self.states.made[up] else {
                 continue;
             };
-            for (name, digest) in outputs {
+            for (name, digest) in &result.outputs {
                 let what = match self.session.store.artifact_intact(digest)? {
                     cache::Intact::Yes => continue,
                     cache::Intact::Missing { .. } => format!("output '{name}' is lost"),
@@ -151,7 +213,7 @@ impl Run<'_> {
         }
         let mut ready = Vec::with_capacity(broken.len());
         for (up, what) in broken {
-            match self.session.keys(&[up], &self.states.outputs).pop() {
+            match self.session.keys(&[up], &self.states.made).pop() {
                 Some(Ok(keyed)) => ready.push((up, what, keyed)),
                 _ => return Ok(false),
             }
@@ -205,4 +267,16 @@ impl Run<'_> {
         self.ready.push(need, self.paths[i], i, waiting);
         Ok(())
     }
+}
+
+/// The inputs of a stage that choose among cells.
+fn choices(stage: &Stage) -> impl Iterator<Item = (&String, &Arc<Choice>)> {
+    let references = stage
+        .inputs
+        .iter()
+        .flat_map(|(name, list)| list.iter().map(move |r| (name, r)));
+    references.filter_map(|(name, reference)| match reference {
+        Reference::Choice(choice) => Some((name, choice)),
+        Reference::Stage { .. } | Reference::Source(_) => None,
+    })
 }

@@ -9,8 +9,10 @@
 
 mod adopted;
 mod files;
+mod http;
 mod hub;
 mod lock;
+mod relock;
 mod url;
 
 use std::collections::BTreeMap;
@@ -25,6 +27,16 @@ pub use adopted::{Adoption, adopt};
 pub use files::{manifest, single_file};
 use hub::Repository;
 pub use lock::{Lock, Origin, Pin, write_atomic};
+pub use relock::{Change, Locked, Relock, relock};
+
+/// What fetching a source may do.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Access {
+    /// Ask no network.
+    pub offline: bool,
+    /// A content that is not the pinned one is a stale lock.
+    pub locked: bool,
+}
 
 /// The artifacts that the lock of a folder's recipes names.
 pub fn locked(folder: &Path) -> Result<Vec<Digest>, Error> {
@@ -224,18 +236,23 @@ impl Known {
         name: &str,
         store: &Store,
         to: &Path,
-        offline: bool,
+        access: Access,
     ) -> Result<PathBuf, Error> {
         match &self.from {
             From::Local(path) => Ok(path.clone()),
-            From::Hub { repository, commit } => {
-                hub::provide(name, repository, commit, self.digest, store, to, offline)
-            }
+            From::Hub { repository, commit } => hub::provide(
+                name,
+                (repository, commit.as_str()),
+                self.digest,
+                store,
+                to,
+                access,
+            ),
             From::Url(at) => {
                 if !store.artifact_intact(&self.digest)?.is_yes() {
-                    let again = url::fetch(name, at, store, offline)?;
+                    let again = url::fetch(name, at, store, access.offline)?;
                     if again.digest != self.digest {
-                        return Err(changed(name, at, self.digest, again.digest));
+                        return Err(changed(name, at, self.digest, again.digest, access));
                     }
                 }
                 self.materialize(store, to)
@@ -289,7 +306,11 @@ fn known_hub(repository: Repository, pin: Pin) -> Option<Known> {
     })
 }
 
-fn changed(name: &str, at: &str, pinned: Digest, found: Digest) -> Error {
+fn changed(name: &str, at: &str, pinned: Digest, found: Digest, access: Access) -> Error {
+    let class = match access.locked {
+        true => Class::Lock,
+        false => Class::Integrity,
+    };
     Error::Source {
         name: name.into(),
         message: format!(
@@ -297,8 +318,10 @@ fn changed(name: &str, at: &str, pinned: Digest, found: Digest) -> Error {
             found.short(),
             pinned.short()
         ),
-        class: Class::Integrity,
-        help: Some("if the change is wanted, delete the source's entry from recipe.lock".into()),
+        class,
+        help: Some(format!(
+            "if the change is wanted: recipe lock RECIPE --update {name}"
+        )),
     }
 }
 

@@ -1,7 +1,8 @@
 //! Objects behind a URL: `https://`, `s3://`, `gs://`, `az://` and what else object_store knows.
 //!
 //! A URL that ends in `/` stands for everything below it. Credentials come from the environment, where each provider's
-//! own tools look for them. What was fetched is put into the store.
+//! own tools look for them. What was fetched is put into the store. A file over HTTP needs no more of its server than
+//! GET; where the server knows ranges, a download that broke off goes on.
 
 use std::io::Write;
 use std::path::Path;
@@ -9,7 +10,7 @@ use std::path::Path;
 use cache::{Ingest, Store};
 use object_store::{ObjectStore, ObjectStoreExt};
 
-use super::{From, Known, files};
+use super::{From, Known, files, http};
 use crate::error::{Class, Error};
 
 /// Fetches a URL into the store.
@@ -31,6 +32,30 @@ pub fn fetch(name: &str, at: &str, store: &Store, offline: bool) -> Result<Known
             "write it like https://host/file or s3://bucket/key",
         )
     })?;
+    let dir = tempfile::tempdir().map_err(|source| Error::System {
+        what: "cannot make a temporary directory",
+        source,
+    })?;
+    let known = |store: &Store| -> Result<Known, Error> {
+        let (digest, _) = store.put_tree(dir.path(), Ingest::Copy)?;
+        Ok(Known {
+            digest,
+            from: From::Url(at.to_owned()),
+        })
+    };
+    if matches!(url.scheme(), "http" | "https") && !url.path().ends_with('/') {
+        let to = dir.path().join(files::file_entry(Path::new(url.path())));
+        let fetched = http::Client::new().and_then(|client| client.get(&url, None, &to, None));
+        fetched.map_err(|e| {
+            let (class, help) = match &e {
+                http::Failure::Status { status: 401 | 403, .. } => (Class::Config, "the server lets nobody read it without credentials: fetch it yourself, and use `path`"),
+                http::Failure::Status { status: 400..=499, .. } => (Class::Config, "check the URL"),
+                _ => (Class::Infra, "check the network, and run again"),
+            };
+            fail(class, format!("{at}: {e}"), help)
+        })?;
+        return known(store);
+    }
     // Object stores take their settings as lower-case names of their environment variables.
     let settings = std::env::vars()
         .filter(|(k, _)| {
@@ -48,10 +73,6 @@ pub fn fetch(name: &str, at: &str, store: &Store, offline: bool) -> Result<Known
                     "check the scheme and the credentials",
                 )
             })?;
-    let dir = tempfile::tempdir().map_err(|source| Error::System {
-        what: "cannot make a temporary directory",
-        source,
-    })?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -77,11 +98,7 @@ pub fn fetch(name: &str, at: &str, store: &Store, offline: bool) -> Result<Known
                 "check the URL, the network and the credentials",
             )
         })?;
-    let (digest, _) = store.put_tree(dir.path(), Ingest::Copy)?;
-    Ok(Known {
-        digest,
-        from: From::Url(at.to_owned()),
-    })
+    known(store)
 }
 
 #[derive(Debug, thiserror::Error)]

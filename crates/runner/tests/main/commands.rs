@@ -37,6 +37,43 @@ fn chain() -> Project {
 }
 
 #[test]
+fn secrets_are_seen_and_not_kept() {
+    let p = Project::new(
+        "[recipe]\nname = \"s\"\nschema = 1\n[stage.a]\nkind = \"command\"\ncmd = [\"sh\", \"-c\", \"printf %s $TOKEN | wc -c > $OUT_out; test -z $OTHER\"]\nsecrets = [\"TOKEN\"]\nout = [\"out\"]\n",
+    );
+    let without = p.run(&[]);
+    assert_eq!(without.code, 2);
+    let error = without.stage("a")["error"]["message"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(error.contains("needs the secret 'TOKEN'"), "{error}");
+    let with = |value: &str| {
+        let mut command = p.command(&[]);
+        command.env("TOKEN", value).env("OTHER", "x");
+        crate::project::ran(command)
+    };
+    let first = with("hush-4711");
+    assert_eq!(
+        (first.code, p.output(&first, "a", "out").trim()),
+        (0, "9"),
+        "{}",
+        first.stderr
+    );
+    assert_eq!(
+        with("another").status("a"),
+        "reused",
+        "its value is not in the key"
+    );
+    let found = std::process::Command::new("grep")
+        .args(["-r", "hush-4711"])
+        .arg(p.path("store"))
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&found.stdout), "");
+}
+
+#[test]
 fn reuses_cuts_off_and_follows_changes() {
     let p = chain();
     let first = p.run(&[]);

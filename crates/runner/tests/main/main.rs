@@ -7,5 +7,5 @@ mod healing;
 mod judging;
 mod project;
 mod scheduling;
-mod sources;
+mod sweeps;
 mod workers;

@@ -372,3 +372,63 @@ fn placement_changes_nothing() {
             .starts_with("with.lr 0.001 -> 0.002")
     );
 }
+
+#[test]
+fn more_steps_go_on_from_the_shorter_run() {
+    let recipe = |steps: u32, more: &str| {
+        TRAIN
+            .replace(
+                "steps = 30, lr = 1e-3",
+                &format!("steps = {steps}, lr = 1e-3, schedule = \"constant\""),
+            )
+            .replace("keep = 2", &format!("keep = 2{more}"))
+    };
+    let on = ", continue = true";
+    let p = project(&recipe(30, on));
+    assert_eq!(p.run(&[]).code, 0);
+    p.write("r.toml", &recipe(50, on));
+    let longer = p.run(&[]);
+    assert_eq!(longer.code, 0, "{}", longer.stderr);
+    let resumed = longer.all("resumed");
+    assert_eq!(
+        (resumed.len(), &resumed[0]["step"]),
+        (1, &serde_json::json!(25))
+    );
+    assert_eq!(
+        longer.stage("sft")["outputs"],
+        reference(&p),
+        "the same bits as from the start"
+    );
+    let key = longer.stage("sft")["key"]
+        .as_str()
+        .unwrap()
+        .parse()
+        .unwrap();
+    let (_, record) = p.store().current(&key).unwrap().unwrap();
+    assert_eq!(record.provenance["continued"]["step"], 25);
+    let from: Vec<_> = record
+        .numerics
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|n| n["from"].as_u64())
+        .collect();
+    assert_eq!(from, [Some(0), Some(25)]);
+
+    // another configuration, or one that does not ask for it, begins at the start
+    p.write("r.toml", &recipe(60, ""));
+    assert!(!p.run(&[]).has("resumed"));
+    p.write("r.toml", &recipe(70, on).replace("1e-3", "2e-3"));
+    assert!(!p.run(&[]).has("resumed"));
+    // the schedule must not know how long it is
+    p.write(
+        "r.toml",
+        &recipe(70, on).replace("\"constant\"", "\"cosine\""),
+    );
+    let refused = p.run(&[]);
+    assert!(
+        refused.code == 2 && refused.stderr.contains("cannot go on from a shorter one"),
+        "{}",
+        refused.stderr
+    );
+}

@@ -2,6 +2,7 @@
 
 use super::stage::Draft;
 use super::{Resolver, Result};
+use crate::cells::NoCell;
 use crate::codes;
 use crate::diagnostic::suggestion;
 use crate::kinds::ArtifactKind;
@@ -126,10 +127,26 @@ impl<'a> Resolver<'a> {
             _ => vec![&entry.node],
         };
         let wanted = port.map_or(ArtifactKind::Files, |p| p.artifact);
-        nodes
+        let mut found: Vec<(&Node, Reference, ArtifactKind)> = Vec::with_capacity(nodes.len());
+        for node in nodes {
+            let references = self.references(owner, input, node, sources, outputs)?;
+            if references.len() > 1 && !many {
+                return Err(self.error(
+                    codes::NOT_A_LIST,
+                    node.at,
+                    format!(
+                        "{owner}: input '{input}' takes one artifact, and {} names {} cells",
+                        node.value.show(),
+                        references.len()
+                    ),
+                    "say which, follow them with `foreach`, or choose by a metric: { of = \"..\", select = { max = \"..\" } }",
+                ));
+            }
+            found.extend(references.into_iter().map(|(r, kind)| (node, r, kind)));
+        }
+        found
             .into_iter()
-            .map(|node| {
-                let (reference, given) = self.reference(owner, input, node, sources, outputs)?;
+            .map(|(node, reference, given)| {
                 if wanted.accepts(given) {
                     return Ok(reference);
                 }
@@ -147,6 +164,68 @@ impl<'a> Resolver<'a> {
                 Err(self.error(codes::WRONG_ARTIFACT, node.at, message, help))
             })
             .collect()
+    }
+
+    /// What an input's value names: one artifact, or those of cells.
+    fn references(
+        &self,
+        owner: &str,
+        input: &str,
+        node: &Node,
+        sources: &IndexMap<String, Source>,
+        outputs: &IndexMap<&str, &[Output]>,
+    ) -> Result<Vec<(Reference, ArtifactKind)>> {
+        if let Value::Table(table) = &node.value {
+            let choice = self.choice(&format!("{owner}: input '{input}'"), node, table, outputs)?;
+            return Ok(vec![choice]);
+        }
+        let cells = node.as_str().and_then(|text| {
+            let (stage, place, output) = with_place(text)?;
+            Some((text, stage, place, output))
+        });
+        let Some((text, stage, place, output)) = cells else {
+            let one = self.reference(owner, input, node, sources, outputs)?;
+            return Ok(vec![one]);
+        };
+        let cells = match self.cells.matching(stage, place) {
+            Ok(cells) => cells,
+            Err(NoCell { message, help }) => {
+                let message = format!("{owner}: '{text}': {message}");
+                return Err(self.error(codes::CELL, node.at, message, help));
+            }
+        };
+        let artifact = self.artifact(owner, text, node, cells[0].name.as_str(), output, outputs)?;
+        let reference = |cell: &crate::Cell| Reference::Stage {
+            stage: cell.name.clone(),
+            output: output.to_owned(),
+        };
+        Ok(cells
+            .into_iter()
+            .map(|c| (reference(c), artifact))
+            .collect())
+    }
+
+    /// The kind of a stage's output.
+    pub(super) fn artifact(
+        &self,
+        owner: &str,
+        text: &str,
+        node: &Node,
+        stage: &str,
+        output: &str,
+        outputs: &IndexMap<&str, &[Output]>,
+    ) -> Result<ArtifactKind> {
+        let made = outputs.get(stage).copied().unwrap_or_default();
+        let found = made.iter().find(|o| o.name == output);
+        found.map(|o| o.artifact).ok_or_else(|| {
+            let left = text.rsplit_once('.').map_or(text, |(left, _)| left);
+            self.error(
+                codes::NO_OUTPUT,
+                node.at,
+                format!("{owner} has no output '{text}'"),
+                qualified_suggestion(text, made.iter().map(|o| format!("{left}.{}", o.name))),
+            )
+        })
     }
 
     fn reference(
@@ -185,7 +264,19 @@ impl<'a> Resolver<'a> {
                 )),
             };
         }
-        let Some(made) = outputs.get(left) else {
+        let cells = self.cells.of(left);
+        if !cells.is_empty() {
+            let (n, first) = (cells.len(), &cells[0].name);
+            return Err(self.error(
+                codes::CELL,
+                node.at,
+                format!("{owner} reads '{text}', but '{left}' has {n} cells"),
+                format!(
+                    "name one ('{first}.{right}'), all ('{left}[*].{right}'), follow them with foreach = \"{left}\", or choose by a metric: {{ of = \"{text}\", select = {{ max = \"..\" }} }}"
+                ),
+            ));
+        }
+        if !outputs.contains_key(left) {
             let all = outputs
                 .iter()
                 .flat_map(|(stage, made)| made.iter().map(move |o| format!("{stage}.{}", o.name)));
@@ -196,22 +287,13 @@ impl<'a> Resolver<'a> {
                 format!("{owner} reads '{text}', but there is no stage '{left}'"),
                 qualified_suggestion(text, all),
             ));
-        };
-        match made.iter().find(|o| o.name == right) {
-            Some(output) => {
-                let reference = Reference::Stage {
-                    stage: left.to_owned(),
-                    output: right.to_owned(),
-                };
-                Ok((reference, output.artifact))
-            }
-            None => Err(self.error(
-                codes::NO_OUTPUT,
-                node.at,
-                format!("{owner} has no output '{text}'"),
-                qualified_suggestion(text, made.iter().map(|o| format!("{left}.{}", o.name))),
-            )),
         }
+        let artifact = self.artifact(owner, text, node, left, right, outputs)?;
+        let reference = Reference::Stage {
+            stage: left.to_owned(),
+            output: right.to_owned(),
+        };
+        Ok((reference, artifact))
     }
 
     pub(super) fn refuse_cycles(
@@ -251,7 +333,8 @@ impl<'a> Resolver<'a> {
                     let name = |i: usize| stages.get_index(i).map_or("", |(n, _)| n.as_str());
                     let mut ring: Vec<&str> = path[from..].iter().map(|&(s, _)| name(s)).collect();
                     ring.push(name(up));
-                    let at = root.nearest(&format!("stage.{}.in", name(up))).at;
+                    let table = root.get("stage").and_then(|all| all.get(name(up)));
+                    let at = table.map_or(root.at, |stage| stage.nearest("in").at);
                     return Err(self.error(
                         codes::CYCLE,
                         at,
@@ -263,6 +346,13 @@ impl<'a> Resolver<'a> {
         }
         Ok(())
     }
+}
+
+/// `sft[lr=0.001].model` in its parts.
+pub(super) fn with_place(text: &str) -> Option<(&str, &str, &str)> {
+    let (stage, rest) = text.split_once('[')?;
+    let (place, output) = rest.rsplit_once("].")?;
+    (is_name(stage) && is_name(output)).then_some((stage, place, output))
 }
 
 fn article(artifact: ArtifactKind) -> &'static str {
@@ -296,7 +386,7 @@ fn fitting(
         .collect()
 }
 
-fn qualified_suggestion(wrong: &str, known: impl Iterator<Item = String>) -> String {
+pub(super) fn qualified_suggestion(wrong: &str, known: impl Iterator<Item = String>) -> String {
     let known: Vec<String> = known.collect();
     suggestion(wrong, known.iter().map(String::as_str))
 }

@@ -1,5 +1,6 @@
 //! From a merged tree to a [`Recipe`]: types, defaults, references.
 
+mod choice;
 mod link;
 mod source;
 mod stage;
@@ -10,7 +11,7 @@ use crate::layers::RecipeFile;
 use crate::recipe::{Recipe, is_name};
 use crate::track::Track;
 use crate::tree::{At, Entry, Files, Node};
-use crate::{SCHEMA, codes, read};
+use crate::{Cells, SCHEMA, codes, read};
 use serde::Deserialize;
 use std::path::Path;
 
@@ -37,8 +38,12 @@ pub fn resolve(file: RecipeFile) -> Result<Recipe> {
         files,
         root,
         profiles,
+        cells,
     } = file;
-    let resolver = Resolver { files: &files };
+    let resolver = Resolver {
+        files: &files,
+        cells: &cells,
+    };
     let head = resolver.head(&path, &root)?;
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
     let sources = resolver.sources(&folder, &root)?;
@@ -54,6 +59,7 @@ pub fn resolve(file: RecipeFile) -> Result<Recipe> {
         stages,
         profiles,
         track,
+        cells,
         files,
         root,
     })
@@ -61,6 +67,7 @@ pub fn resolve(file: RecipeFile) -> Result<Recipe> {
 
 struct Resolver<'a> {
     files: &'a Files,
+    cells: &'a Cells,
 }
 
 impl<'a> Resolver<'a> {
@@ -130,7 +137,9 @@ impl<'a> Resolver<'a> {
         };
         let mut all = Vec::new();
         for (name, entry) in read::table(self.files, &format!("'{section}'"), node)? {
-            if !is_name(name) {
+            // cells have names of their own making
+            let cell = section == "stage" && self.cells.get(name).is_some();
+            if !cell && !is_name(name) {
                 return Err(self.error(
                     codes::NAME,
                     entry.key_at,

@@ -149,7 +149,19 @@ impl<'a> Resolver<'a> {
                 }
                 (SourceSpec::Adopted(text), ArtifactKind::Files)
             }
-            _ if text.contains("://") => (SourceSpec::Url(text), ArtifactKind::Files),
+            _ if text.contains("://") => {
+                if let Some(what) = secret(&text) {
+                    return Err(self.error(
+                        codes::RANGE,
+                        value.at,
+                        format!(
+                            "{owner}: the URL holds {what}, which recipe.lock would tell everyone"
+                        ),
+                        "put credentials in the environment, or fetch it yourself and use `path`",
+                    ));
+                }
+                (SourceSpec::Url(text), ArtifactKind::Files)
+            }
             _ => {
                 return Err(self.error(
                     codes::RANGE,
@@ -165,4 +177,32 @@ impl<'a> Resolver<'a> {
             artifact,
         })
     }
+}
+
+/// What of a URL is for nobody else to see.
+fn secret(url: &str) -> Option<&'static str> {
+    let rest = url.split_once("://")?.1;
+    let host = rest.split(['/', '?', '#']).next()?;
+    if host.contains('@') {
+        return Some("a name or password");
+    }
+    const TELLING: [&str; 7] = [
+        "signature",
+        "token",
+        "credential",
+        "password",
+        "secret",
+        "sig",
+        "key",
+    ];
+    let query = rest.split_once('?')?.1.to_ascii_lowercase();
+    let names = query.split('&').filter_map(|pair| pair.split('=').next());
+    let mut words = names.flat_map(|name| {
+        name.split(['-', '_', '.'])
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    });
+    words
+        .any(|word| TELLING.contains(&word.as_str()))
+        .then_some("a signature, token or key")
 }

@@ -21,7 +21,7 @@ const STAGE_KEYS: [&str; 9] = [
     "needs_assert",
 ];
 /// What a `command` may say beside `in`; it is read as part of `with`.
-const COMMAND_KEYS: [&str; 3] = ["cmd", "out", "env"];
+const COMMAND_KEYS: [&str; 4] = ["cmd", "out", "env", "secrets"];
 
 /// A stage whose own values are read, and whose references are not yet looked up.
 pub(super) struct Draft<'a> {
@@ -104,6 +104,10 @@ impl<'a> Resolver<'a> {
             read::table(self.files, &with_owner, &with_node)?,
         )?;
         let with = kind.read(&with_node).map_err(form)?;
+        let placement = self.placement(&owner, kind, table)?;
+        if placement.checkpoint.from_shorter {
+            self.may_go_on(&owner, &with, &table["checkpoint"].node)?;
+        }
         let inputs = match table.get("in") {
             Some(entry) => read::table(self.files, &format!("{owner}: 'in'"), &entry.node)?
                 .iter()
@@ -120,7 +124,7 @@ impl<'a> Resolver<'a> {
             with,
             with_node,
             inputs,
-            placement: self.placement(&owner, kind, table)?,
+            placement,
             assertions,
             needs_assert: self.needs_assert(&owner, table)?,
             key_at: entry.key_at,
@@ -181,6 +185,28 @@ impl<'a> Resolver<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Refuses to go on from a shorter run where a step depends on how many there are.
+    fn may_go_on(&self, owner: &str, with: &serde_json::Value, checkpoint: &Node) -> Result<()> {
+        let at = checkpoint.nearest("continue").at;
+        let refuse = |message: String, help: &str| {
+            Err(self.error(codes::CONFLICT, at, format!("{owner}: {message}"), help))
+        };
+        match (with["schedule"].as_str(), with["steps"].is_u64()) {
+            (Some("constant"), true) => Ok(()),
+            (Some("constant"), false) => refuse(
+                "`checkpoint.continue` is for stages whose length is given in steps".to_owned(),
+                "use `with.steps` instead of `with.epochs`, or remove `continue`",
+            ),
+            (schedule, _) => refuse(
+                format!(
+                    "with schedule '{}' every step depends on how many there are, so a longer run cannot go on from a shorter one",
+                    schedule.unwrap_or_default()
+                ),
+                "use `with.schedule = \"constant\"` (`warmup` may stay), or remove `checkpoint.continue`",
+            ),
+        }
     }
 
     fn placement(&self, owner: &str, kind: &Kind, table: &Table) -> Result<Placement> {

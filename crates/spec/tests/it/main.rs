@@ -2,8 +2,10 @@
 //! here are values, keys and plans.
 
 mod assertions;
+mod explain;
 mod keys;
 mod layers;
+mod matrix;
 mod plans;
 mod worker;
 

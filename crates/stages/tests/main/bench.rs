@@ -85,7 +85,10 @@ impl Bench {
                 microbatch_tokens: 512,
                 ..Resources::default()
             },
-            checkpoint: spec::Checkpoint { every: 0, keep: 2 },
+            checkpoint: spec::Checkpoint {
+                every: 0,
+                ..Default::default()
+            },
             resume: None,
             store: self.path("store").to_str().unwrap().into(),
             device: "cpu".into(),

@@ -56,19 +56,8 @@ fn made_by(store: &Store, recipe: &str, wanted: &str) -> Result<Digest, Fail> {
         set: Vec::new(),
         profile: None,
     })?;
-    let (stage, output) = wanted.split_once('.').unwrap_or((wanted, ""));
-    let known = recipe.stages.values().flat_map(|stage| {
-        let outputs = stage.outputs.iter();
-        outputs.map(|output| format!("{}.{}", stage.name, output.name))
-    });
-    let known: Vec<String> = known.collect();
-    if !known.iter().any(|known| known == wanted) {
-        return Err(Fail::usage(
-            format!("'{wanted}' is not an output of the recipe"),
-            suggestion(wanted, known.iter().map(String::as_str)),
-        ));
-    }
-    let targets = vec![stage.to_owned()];
+    let (stage, output) = project::output(&recipe, wanted)?;
+    let targets = vec![stage.clone()];
     let plan = Plan::new(
         recipe,
         &Selection {
@@ -79,7 +68,7 @@ fn made_by(store: &Store, recipe: &str, wanted: &str) -> Result<Digest, Fail> {
     let stages = runner::resolve(&plan, &runner::Options::new(store.url()))?;
     let found = stages.iter().find(|s| s.stage == stage);
     let found = found.and_then(|s| match &s.state {
-        State::Reuse(found) => found.brief.outputs.get(output).copied(),
+        State::Reuse(found) => found.brief.outputs.get(&output).copied(),
         _ => None,
     });
     found.ok_or_else(|| {
