@@ -209,7 +209,11 @@ fn what_cannot_be_is_refused() {
     };
     refused("cache gc --older-than soon", 2, "soon");
     refused("cache pin x nothing", 2, "nothing");
-    refused("cache pin x recipe.toml big.weights", 2, "big.out");
+    refused(
+        "cache pin x recipe.toml big.weights",
+        2,
+        "no output 'weights'",
+    );
     refused("cache push", 2, "--remote");
     refused(
         "cache push --remote s3://key:word@bucket/x",
