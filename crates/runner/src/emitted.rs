@@ -201,7 +201,9 @@ impl Gang for Telling<'_> {
 mod tests {
     use super::*;
 
-    fn metrics(text: &str) -> Result<(Option<u64>, Vec<(String, f64)>), String> {
+    type Line = (Option<u64>, Vec<(String, f64)>);
+
+    fn metrics(text: &str) -> Result<Line, String> {
         parse(text.as_bytes()).map(|(step, all)| (step, all.into_iter().collect()))
     }
 

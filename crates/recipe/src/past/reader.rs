@@ -15,13 +15,16 @@ use crate::verbs::runs::record;
 /// Reads results, metrics and completions, and remembers them.
 pub struct Reader {
     store: Store,
-    results: RefCell<HashMap<(Key, Option<u32>), Option<Arc<Made>>>>,
+    results: RefCell<Results>,
     metrics: RefCell<HashMap<String, Read<Steps>>>,
     events: RefCell<HashMap<String, Read<Story>>>,
     /// Curves of results, by their artifact.
     steps: RefCell<HashMap<Digest, Arc<Curves>>>,
     completions: RefCell<HashMap<Digest, Arc<Vec<Completion>>>>,
 }
+
+/// Results by key, and by attempt where one is named.
+type Results = HashMap<(Key, Option<u32>), Option<Arc<Made>>>;
 
 /// A result, and what it was made from.
 pub struct Made {
