@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use object_store::ClientConfigKey::Timeout;
 use object_store::ObjectStore;
-use object_store::aws::AmazonS3Builder;
-use object_store::azure::MicrosoftAzureBuilder;
-use object_store::gcp::GoogleCloudStorageBuilder;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::memory::InMemory;
 use object_store::multipart::MultipartStore;
 use url::Url;
@@ -32,6 +33,7 @@ pub(super) fn open(url: &Url) -> Result<Opened, String> {
         "gs" => both(
             GoogleCloudStorageBuilder::from_env()
                 .with_bucket_name(bucket()?)
+                .with_config(GoogleConfigKey::Client(Timeout), longest("GOOGLE"))
                 .with_retry(retry())
                 .build()
                 .map_err(text)?,
@@ -39,6 +41,7 @@ pub(super) fn open(url: &Url) -> Result<Opened, String> {
         "az" | "azure" => both(
             MicrosoftAzureBuilder::from_env()
                 .with_container_name(bucket()?)
+                .with_config(AzureConfigKey::Client(Timeout), longest("AZURE"))
                 .with_retry(retry())
                 .build()
                 .map_err(text)?,
@@ -52,6 +55,7 @@ pub(super) fn open(url: &Url) -> Result<Opened, String> {
 fn s3(bucket: &str) -> AmazonS3Builder {
     let mut builder = AmazonS3Builder::from_env()
         .with_bucket_name(bucket)
+        .with_config(AmazonS3ConfigKey::Client(Timeout), longest("AWS"))
         .with_retry(retry());
     let set = |name: &str| std::env::var_os(name).is_some();
     let profile = std::env::var("AWS_PROFILE").unwrap_or_else(|_| "default".into());
@@ -106,6 +110,12 @@ fn s3(bucket: &str) -> AmazonS3Builder {
     } else {
         builder
     }
+}
+
+/// How long one request may take, unless `<PREFIX>_TIMEOUT` says: a store that puts gigabytes of parts together answers
+/// after minutes. Half a minute, object_store's own limit, would also end each piece on a slow line.
+fn longest(prefix: &str) -> String {
+    std::env::var(format!("{prefix}_TIMEOUT")).unwrap_or_else(|_| "5 minutes".to_owned())
 }
 
 fn retry() -> object_store::RetryConfig {

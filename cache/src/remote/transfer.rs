@@ -75,13 +75,14 @@ impl Remote {
             return self.upload_anew(path, source, &mut file);
         }
         self.idle.get_or_init(|| self.give_up_idle());
+        let there = self.size(path)?.is_some();
         let (upload, resumed) = self.begin(path, size)?;
-        match self.send_parts(path, source, &file, upload) {
+        match self.send_parts(path, source, &file, upload, there) {
             // the store may have forgotten what an earlier try sent
             Err(Error::Remote { .. }) if resumed => {
                 self.forget(path);
                 let (upload, _) = self.begin(path, size)?;
-                self.send_parts(path, source, &file, upload)
+                self.send_parts(path, source, &file, upload, there)
             }
             other => other,
         }
@@ -173,7 +174,15 @@ impl Remote {
     }
 
     /// Sends what is missing of an upload and ends it. One that breaks off is gone on with later.
-    fn send_parts(&self, path: &str, source: &Path, file: &File, mut upload: Upload) -> Result<()> {
+    /// `there`: an object of that name was, before anything was sent.
+    fn send_parts(
+        &self,
+        path: &str,
+        source: &Path,
+        file: &File,
+        mut upload: Upload,
+        there: bool,
+    ) -> Result<()> {
         let sent = self.send_missing(path, source, file, &mut upload);
         let ended = sent.and_then(|()| {
             let key = self.key(path);
@@ -187,10 +196,16 @@ impl Remote {
             })
             .map_err(self.error("write", path))
         });
-        if ended.is_ok() && upload.file.is_some() {
+        // the parts may have been put together, and the answer lost
+        if let Err(error) = ended
+            && (there || self.size(path)? != Some(upload.head.size))
+        {
+            return Err(error);
+        }
+        if upload.file.is_some() {
             self.forget(path);
         }
-        ended.map(drop)
+        Ok(())
     }
 
     fn send_missing(
