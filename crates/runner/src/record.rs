@@ -154,14 +154,15 @@ impl<'a> Recorder<'a> {
         }
     }
 
-    /// Writes the final record. Tells what of the record could not be written.
+    /// Writes the final record of a run that took `seconds`. Tells what of the record could not be written.
     pub fn finish(
         mut self,
         stages: &[StageOutcome],
         meter: &Meter,
         exit_code: u8,
+        seconds: f64,
     ) -> Result<(), Error> {
-        self.write(stages, meter, Some(exit_code));
+        self.write(stages, meter, Some((exit_code, seconds)));
         let flushed = self
             .events
             .flush()
@@ -174,7 +175,8 @@ impl<'a> Recorder<'a> {
         self.failure.map_or(Ok(()), Err)
     }
 
-    fn write(&mut self, stages: &[StageOutcome], meter: &Meter, exit_code: Option<u8>) {
+    /// `ended`: exit code and seconds of a run that has.
+    fn write(&mut self, stages: &[StageOutcome], meter: &Meter, ended: Option<(u8, f64)>) {
         self.written = Some(Instant::now());
         let record = Record {
             version: VERSION,
@@ -185,14 +187,14 @@ impl<'a> Recorder<'a> {
             store: self.store.url(),
             owner: crate::machine::owner(&self.id),
             started: &self.started,
-            state: if exit_code.is_some() {
+            state: if ended.is_some() {
                 "finished"
             } else {
                 "running"
             },
-            finished: exit_code.map(|_| clock::now()),
-            exit_code,
-            seconds: self.seconds(),
+            finished: ended.map(|_| clock::now()),
+            exit_code: ended.map(|(code, _)| code),
+            seconds: ended.map_or_else(|| self.seconds(), |(_, seconds)| seconds),
             spent: outcome::spent(stages),
             energy: meter.energy(),
             stages,

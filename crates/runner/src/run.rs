@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use cache::{Brief, Cost};
 use spec::assertion::Judged;
-use spec::{Plan, Reference};
+use spec::{Part, Plan, Reference};
 
 use crate::attempt::{self, End, Job, Note, Shared, Start, assertion_failure};
 use crate::baseline::Pins;
@@ -357,7 +357,11 @@ impl Run<'_> {
             group = cell.group();
             let others = plan.cells(&cell.of).iter();
             let others = others.filter(|c| c.name != cell.name && c.group() == group);
-            replicas = others.map(|c| self.session.position(&c.name)).collect();
+            let others = others.map(|c| self.session.position(&c.name));
+            // what is not asked for has no result to compare
+            replicas = others
+                .filter(|j| plan.order[*j].part != Part::Out)
+                .collect();
         }
         let ended = |j: &usize| self.states.outcomes[*j].status != Status::NotRun;
         let bench = Bench {
@@ -481,7 +485,7 @@ impl Run<'_> {
             ..
         } = self;
         let started = recorder.started.clone();
-        let recorded = recorder.finish(&states.outcomes, &shared.meter, exit_code);
+        let recorded = recorder.finish(&states.outcomes, &shared.meter, exit_code, seconds);
         worked?;
         // What became of the stages is told in any case; a lost record is a failure only where there is no graver one.
         let unrecorded = recorded
