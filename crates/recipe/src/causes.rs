@@ -121,15 +121,6 @@ fn own(stage: &Resolved) -> Option<String> {
 
 /// What a stage says that is no part of its key.
 pub fn ignored(recipe: &Recipe, stage: &str) -> Vec<&'static str> {
-    [
-        "resources",
-        "checkpoint",
-        "retry",
-        "timeout",
-        "assert",
-        "needs_assert",
-    ]
-    .into_iter()
-    .filter(|key| recipe.says(stage, key))
-    .collect()
+    let keys = spec::UNKEYED.into_iter();
+    keys.filter(|key| recipe.says(stage, key)).collect()
 }

@@ -37,7 +37,7 @@ pub use job::{Event, InputSpec, JobSpec, ResumeSpec};
 pub use key::{Difference, HashedTrainer, Key, Preimage, Trainer, difference};
 pub use kinds::{ArtifactKind, Config, Invalid, KINDS, Kind, Port, kind};
 pub use layers::{Layers, Setting};
-pub use placement::{Checkpoint, FailureClass, Placement, Resources, Retry};
+pub use placement::{Checkpoint, FailureClass, Placement, Resources, Retry, UNKEYED};
 pub use plan::{Part, Plan, Selection};
 pub use recipe::{Best, Candidate, Choice, Output, Recipe, Reference, Source, SourceSpec, Stage};
 

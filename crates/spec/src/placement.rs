@@ -7,6 +7,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
+/// What a stage says beside its identity: placement and what is asked of its result. None of it is in the key.
+pub const UNKEYED: [&str; 6] = [
+    "resources",
+    "checkpoint",
+    "retry",
+    "timeout",
+    "assert",
+    "needs_assert",
+];
+
 /// All placement of one stage.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct Placement {

@@ -81,12 +81,6 @@ impl Reporter for Heard {
 
 impl<'a> Verify<'a> {
     fn new(args: &'a VerifyArgs, mut plan: Plan) -> Result<Self, Fail> {
-        if plan.get(&args.stage).is_none() {
-            return Err(Fail::usage(
-                format!("'{}' is several stages", args.stage),
-                "name one of its cells",
-            ));
-        }
         let url = project::store(&args.store, project::folder(&args.recipe.recipe));
         let remote = match args.offline {
             true => None,
@@ -138,7 +132,7 @@ impl<'a> Verify<'a> {
 
     fn stage(&self) -> &spec::Stage {
         let planned = self.plan.get(&self.args.stage);
-        &planned.expect("new() has looked").stage
+        &planned.expect("one_stage() has named it").stage
     }
 
     /// Brings what the stage reads into the main store, from where the scratch one takes it.

@@ -4,22 +4,13 @@ use super::{Resolver, Result};
 use crate::diagnostic::{Diagnostic, suggestion};
 use crate::kinds::{KINDS, Kind, kind};
 use crate::parts::in_parts;
-use crate::placement::{Checkpoint, Placement, Retry, parse_duration};
+use crate::placement::{Checkpoint, Placement, Retry, UNKEYED, parse_duration};
 use crate::recipe::Output;
 use crate::tree::{At, Entry, Node, Table, Value};
 use crate::{Assertion, codes, read};
 
-const STAGE_KEYS: [&str; 9] = [
-    "kind",
-    "in",
-    "with",
-    "resources",
-    "checkpoint",
-    "retry",
-    "timeout",
-    "assert",
-    "needs_assert",
-];
+/// What makes a stage's key; a stage may say this and [`UNKEYED`].
+const KEYED: [&str; 3] = ["kind", "in", "with"];
 /// What a `command` may say beside `in`; it is read as part of `with`.
 const COMMAND_KEYS: [&str; 4] = ["cmd", "out", "env", "secrets"];
 
@@ -75,8 +66,9 @@ impl<'a> Resolver<'a> {
         let table = read::table(self.files, &owner, &entry.node)?;
         let kind = self.kind(&owner, entry, table)?;
         let command = kind.name == "command";
-        let known: Vec<&str> = STAGE_KEYS
+        let known: Vec<&str> = KEYED
             .iter()
+            .chain(&UNKEYED)
             .chain(COMMAND_KEYS.iter().filter(|_| command))
             .copied()
             .collect();

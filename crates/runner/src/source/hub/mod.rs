@@ -4,7 +4,9 @@
 //! forbids the network. hf-hub asks what there is; files are downloaded by [`download`], since hf-hub 1.0 neither goes on
 //! with a download nor holds a file against its name, and takes an error page of a redirect's host for the file.
 
+mod choice;
 mod download;
+mod refusal;
 
 use std::path::{Path, PathBuf};
 
@@ -15,60 +17,10 @@ use hf_hub::repository::RepoType;
 
 use super::{Access, From, Known, changed, files, http};
 use crate::error::{Class, Error};
-use download::{Download, Fault, Folder};
-
-/// Weights in other formats than the one that is read, and what only other frameworks want.
-const OTHER_WEIGHTS: &[&str] = &[
-    "bin", "pth", "pt", "ckpt", "msgpack", "h5", "onnx", "gguf", "tflite", "ot",
-];
-
-/// What a source takes of the hub.
-#[derive(Debug, Clone)]
-pub struct Repository {
-    /// `owner/name`.
-    pub id: String,
-    pub dataset: bool,
-    /// Patterns (`*`, `?`) that choose files; all of them where there are none.
-    pub files: Vec<String>,
-}
-
-/// Whether a name fits a pattern: `*` stands for any characters, `/` included, `?` for one.
-fn fits(pattern: &[u8], name: &[u8]) -> bool {
-    match (pattern, name) {
-        ([], []) => true,
-        ([b'*', rest @ ..], _) => (0..=name.len()).any(|n| fits(rest, &name[n..])),
-        ([b'?', rest @ ..], [_, name @ ..]) => fits(rest, name),
-        ([a, rest @ ..], [b, name @ ..]) => a == b && fits(rest, name),
-        _ => false,
-    }
-}
-
-/// Files of a repository that are part of the source: those that fit its patterns; with safetensors there, other
-/// weight formats are not.
-fn wanted(names: &[String], repository: &Repository) -> Vec<String> {
-    let patterns = &repository.files;
-    let chosen = |n: &&String| {
-        patterns.is_empty() || patterns.iter().any(|p| fits(p.as_bytes(), n.as_bytes()))
-    };
-    let names: Vec<&String> = names.iter().filter(chosen).collect();
-    let extension = |n: &str| {
-        Path::new(n)
-            .extension()
-            .and_then(|e| e.to_str())
-            .map(str::to_ascii_lowercase)
-    };
-    let safe = !repository.dataset
-        && names
-            .iter()
-            .any(|n| extension(n).as_deref() == Some("safetensors"));
-    let is_wanted = |n: &&String| {
-        let other = extension(n).is_some_and(|e| OTHER_WEIGHTS.contains(&e.as_str()));
-        let index = n.ends_with(".bin.index.json");
-        let git = n.as_str() == ".gitattributes" || n.as_str() == ".gitignore";
-        !git && !(safe && (other || index))
-    };
-    names.into_iter().filter(is_wanted).cloned().collect()
-}
+pub use choice::Repository;
+use choice::chosen;
+use download::{Download, Folder};
+use refusal::{explain, refused};
 
 /// Downloads a revision and tells its commit.
 pub fn fetch(
@@ -317,31 +269,10 @@ pub fn commit_of(name: &str, repository: &Repository, revision: &str) -> Result<
     listed(name, repository, revision).map(|(_, commit)| commit)
 }
 
-/// The files of a source, at least one.
-fn chosen(
-    name: &str,
-    repository: &Repository,
-    revision: &str,
-    names: &[String],
-) -> Result<Vec<String>, Error> {
-    let found = wanted(names, repository);
-    if !found.is_empty() {
-        return Ok(found);
-    }
-    let (id, files) = (&repository.id, &repository.files);
-    Err(Error::Source {
-        name: name.into(),
-        message: if files.is_empty() {
-            format!("'{id}' at '{revision}' has no files")
-        } else {
-            let patterns = files.join("' or '");
-            format!("'{id}' at '{revision}' has no file like '{patterns}'")
-        },
-        class: Class::Config,
-        help: Some(
-            "look at the repository's files on the hub, and correct the source's `files`".into(),
-        ),
-    })
+/// Whether the network is off limits.
+fn offline(asked: bool) -> bool {
+    asked
+        || std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0" | "false"))
 }
 
 /// The token of whoever runs this, where the hub's own tools keep it.
@@ -355,173 +286,4 @@ fn token() -> Option<String> {
         .or_else(|| file(variable("HF_TOKEN_PATH")?.into()))
         .or_else(|| file(hf_hub::hf_home().join("token")))?;
     Some(token.trim().to_owned()).filter(|t| !t.is_empty())
-}
-
-/// Whether the network is off limits.
-fn offline(asked: bool) -> bool {
-    asked
-        || std::env::var("HF_HUB_OFFLINE").is_ok_and(|v| !matches!(v.as_str(), "" | "0" | "false"))
-}
-
-/// Why a file of a repository was not to be had, in terms of the recipe.
-fn refused(
-    name: &str,
-    repository: &Repository,
-    endpoint: &str,
-    has_token: bool,
-    fault: Fault,
-) -> Error {
-    let id = &repository.id;
-    let kind = if repository.dataset { "datasets/" } else { "" };
-    let page = format!("{endpoint}/{kind}{id}");
-    let (class, message, help) = match &fault {
-        Fault::Http {
-            failure: http::Failure::Status { status, code, .. },
-            ..
-        } if matches!(*status, 401 | 403) => access(id, &page, *status, code.as_deref(), has_token),
-        Fault::Http {
-            failure: http::Failure::Status { status: 404, .. },
-            ..
-        } => (
-            Class::Infra,
-            format!("'{id}': the hub lists a file that it does not have: {fault}"),
-            "run again; if it stays so, the repository is damaged".to_owned(),
-        ),
-        Fault::Damaged { .. } => (
-            Class::Integrity,
-            format!("'{id}': {fault}"),
-            "run again to download it anew; if it stays so, the server or a proxy on the way changes it".to_owned(),
-        ),
-        Fault::Name(_) => (
-            Class::Config,
-            format!("'{id}': {fault}"),
-            "do not use this repository, or choose other files with the source's `files`".to_owned(),
-        ),
-        Fault::Cache { source, .. } if crate::space::is_full(source) => {
-            (Class::Infra, format!("'{id}': {fault}"), crate::space::HELP.to_owned())
-        }
-        _ => (
-            Class::Infra,
-            format!("'{id}': {fault}"),
-            "check the network and HF_ENDPOINT, and run again: what came is kept".to_owned(),
-        ),
-    };
-    Error::Source {
-        name: name.into(),
-        message,
-        class,
-        help: Some(help),
-    }
-}
-
-/// What a refusal by the hub means, and what to do about it.
-fn access(
-    id: &str,
-    page: &str,
-    status: u16,
-    code: Option<&str>,
-    has_token: bool,
-) -> (Class, String, String) {
-    let gated = code == Some("GatedRepo");
-    let (message, help) = match (status, has_token) {
-        (401, false) => (
-            format!(
-                "the hub wants to know who reads '{id}'{}",
-                if gated { ", which is gated" } else { "" }
-            ),
-            "set HF_TOKEN, or log in with `hf auth login`".to_owned(),
-        ),
-        (401, true) => (
-            format!("the hub does not accept the token that is to read '{id}'"),
-            "set HF_TOKEN to one that is valid, or log in again with `hf auth login`".to_owned(),
-        ),
-        _ if gated => (
-            format!("'{id}' is gated, and the token's account may not read it yet"),
-            format!("ask for access at {page}, then run again"),
-        ),
-        _ => (
-            format!("the hub refuses access to '{id}'"),
-            "set HF_TOKEN to a token that may read it".to_owned(),
-        ),
-    };
-    (Class::Config, message, help)
-}
-
-fn explain(name: &str, repo: &str, revision: &str, e: &hf_hub::HFError) -> Error {
-    use hf_hub::HFError as E;
-    let source = |message: String, class, help: &str| Error::Source {
-        name: name.into(),
-        message,
-        class,
-        help: Some(help.into()),
-    };
-    match e {
-        E::RepoNotFound { .. } => source(
-            format!("the hub has no repository '{repo}', or it is private"),
-            Class::Config,
-            "check the name; for a private or gated repository set HF_TOKEN",
-        ),
-        E::RevisionNotFound { .. } => source(
-            format!("'{repo}' has no revision '{revision}'"),
-            Class::Config,
-            "check the source's `revision`",
-        ),
-        E::AuthRequired { context } | E::Forbidden { context } => {
-            let (code, has_token) = (context.error_code.as_deref(), token().is_some());
-            if code == Some("RepoNotFound") && !has_token {
-                return source(
-                    format!("the hub has no repository '{repo}', or it is private"),
-                    Class::Config,
-                    "check the name; for a private repository set HF_TOKEN, or log in with `hf auth login`",
-                );
-            }
-            let page = format!("the page of '{repo}' on the hub");
-            let (class, message, help) =
-                access(repo, &page, context.status.as_u16(), code, has_token);
-            source(message, class, &help)
-        }
-        other => source(
-            format!("'{repo}': {}", http::redact(&other.to_string())),
-            Class::Infra,
-            "check the network and HF_ENDPOINT, and run again",
-        ),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn other_weight_formats_go_only_beside_safetensors() {
-        let names = |l: &[&str]| l.iter().map(|s| s.to_string()).collect::<Vec<_>>();
-        let all = names(&[
-            "config.json",
-            "model.safetensors",
-            "pytorch_model.bin",
-            "a.pth",
-            "pytorch_model.bin.index.json",
-        ]);
-        let of = |dataset, files: &[&str]| Repository {
-            id: "a/b".into(),
-            dataset,
-            files: names(files),
-        };
-        assert_eq!(
-            wanted(&all, &of(false, &[])),
-            names(&["config.json", "model.safetensors"])
-        );
-        let old = names(&["config.json", "pytorch_model.bin"]);
-        assert_eq!(wanted(&old, &of(false, &[])), old);
-        assert_eq!(wanted(&all, &of(true, &[])), all);
-        assert_eq!(
-            wanted(&all, &of(true, &["*.json"])),
-            names(&["config.json", "pytorch_model.bin.index.json"])
-        );
-        assert_eq!(
-            wanted(&all, &of(true, &["?.pth", "model.*"])),
-            names(&["model.safetensors", "a.pth"])
-        );
-        assert!(wanted(&all, &of(true, &["main/*"])).is_empty());
-    }
 }
