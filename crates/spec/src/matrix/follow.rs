@@ -2,6 +2,7 @@
 
 use super::axes::{self, Combination};
 use super::*;
+use crate::diagnostic::nearest;
 use crate::tree::At;
 
 /// The stages, with cells in the place of those that have them.
@@ -215,6 +216,15 @@ impl<'a> Grids<'a, '_, '_> {
         }
         let used = used(self.stages, name, &followers);
         let replicas = |n: &str| n == SEED && table.contains_key("replicas");
+        let help = |axis: &str| {
+            let others = used.iter().filter(|u| !names.iter().any(|(n, _)| n == *u));
+            match nearest(axis, others.map(String::as_str)) {
+                Some(wrong) => {
+                    format!("\"${{matrix.{wrong}}}\" is used: did you mean \"${{matrix.{axis}}}\"?")
+                }
+                None => format!("use it as \"${{matrix.{axis}}}\", or remove it"),
+            }
+        };
         match names
             .iter()
             .find(|(n, _)| !used.contains(*n) && !replicas(n))
@@ -225,7 +235,7 @@ impl<'a> Grids<'a, '_, '_> {
                 codes::MATRIX,
                 *at,
                 format!("{owner} does not use '{axis}' of its matrix"),
-                format!("use it as \"${{matrix.{axis}}}\", or remove it"),
+                help(axis),
             )),
         }
     }
