@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use parallel::{Collective, Gloo, Nccl, NcclProcess, Net};
+use parallel::{Collective, Gloo, Nccl, NcclProcess, Net, free_port};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 
@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     }
     let mut wrong = false;
     for &size in &args.ranks {
-        let port = free_port();
+        let port = free_port().expect("a port");
         let start = |rank: usize| {
             Command::new(std::env::current_exe().expect("this program"))
                 .args(std::env::args().skip(1))
@@ -95,11 +95,6 @@ fn main() -> ExitCode {
         println!("{line}");
     }
     ExitCode::from(u8::from(wrong))
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("bound").port()
 }
 
 /// One rank: prints what it found.
@@ -193,7 +188,11 @@ fn late(net: &Rc<Net>, rank: usize, all: &[usize], device: Device) -> Result<Val
 
 /// A port for another meeting, chosen by rank 0.
 fn port_of(group: &dyn Collective, rank: usize) -> Result<u16> {
-    let mut port = Tensor::from_slice(&[if rank == 0 { i64::from(free_port()) } else { 0 }]);
+    let mut port = Tensor::from_slice(&[if rank == 0 {
+        i64::from(free_port()?)
+    } else {
+        0
+    }]);
     group.broadcast(&mut port, 0, "port")?;
     Ok(port.int64_value(&[0]) as u16)
 }
@@ -235,7 +234,7 @@ fn absent(rank: usize, size: usize, port: u16) -> Result<Value> {
 /// the next one says so at once.
 fn outlasting(device: Device) -> Result<Value> {
     let process = NcclProcess::new(device, SHORT)?;
-    let net = Net::join(0, 1, "127.0.0.1", free_port(), SHORT)?;
+    let net = Net::join(0, 1, "127.0.0.1", free_port()?, SHORT)?;
     let group = Nccl::new(&net, "all", &[0], &process, false)?;
     let side = 8192;
     let a = Tensor::ones([side, side], (Kind::Double, device));

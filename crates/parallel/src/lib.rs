@@ -22,7 +22,7 @@ mod tp;
 
 pub use collective::{
     Carrier, Collective, Count, Counts, Gloo, Nccl, NcclProcess, Net, Pending, Solo, Transport,
-    Wanted,
+    Wanted, free_port,
 };
 pub use engine::{Checkpointing, Engine, Microbatch, Parameters, Walk, Whole};
 pub use ep::AllToAll;

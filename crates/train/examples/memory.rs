@@ -297,9 +297,7 @@ fn compare(index: usize, case: &Case) -> Value {
     let options = SaveOptions::default();
     weights.save(&config, dir.path(), options).expect("saved");
     drop(weights);
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("its number").port();
-    drop(listener);
+    let port = parallel::free_port().expect("a port");
     let ranks: Vec<_> = (0..case.mesh.size())
         .map(|rank| {
             Command::new(std::env::current_exe().expect("this program"))

@@ -17,7 +17,7 @@ use crate::Error;
 
 pub use gloo::Gloo;
 pub use nccl::{Nccl, Process as NcclProcess};
-pub use net::Net;
+pub use net::{Net, free_port};
 pub use solo::Solo;
 pub use transport::{Carrier, Transport, Wanted};
 

@@ -1,13 +1,41 @@
 //! The connection of a process to all others.
 
 use std::cell::Cell;
+use std::io;
+use std::net::TcpListener;
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use torch::dist::Store;
 
 use super::Counts;
 use crate::Error;
+
+/// Ports below those that Linux gives to sockets which name none (`ip_local_port_range`).
+const PORTS: std::ops::Range<u16> = 20_000..32_768;
+
+/// A port of the loopback at which ranks can meet: none that a connection takes by itself before rank 0 listens, and
+/// never one that this process was given before.
+///
+/// # Errors
+/// All of them are in use.
+pub fn free_port() -> io::Result<u16> {
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let span = PORTS.len() as u32;
+    // processes that start together look in different places
+    let from = std::process::id().wrapping_mul(61);
+    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+    for _ in PORTS {
+        let at = from.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed)) % span;
+        let port = PORTS.start + at as u16;
+        match TcpListener::bind(("127.0.0.1", port)) {
+            Ok(_) => return Ok(port),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
 
 /// The connection of one process to all others: groups are made over it.
 pub struct Net {

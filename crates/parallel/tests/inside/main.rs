@@ -128,15 +128,10 @@ fn start(out: &Path, mesh: &Mesh, rank: usize, port: u16) -> Child {
         .expect("started")
 }
 
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("bound").port()
-}
-
 /// All cases of a mesh, on every rank, against one process.
 fn equals_one_process(mesh: Mesh) {
     let dir = tempfile::tempdir().expect("a directory");
-    let port = free_port();
+    let port = parallel::free_port().expect("a port");
     let ranks: Vec<Child> = (0..mesh.size())
         .map(|rank| start(dir.path(), &mesh, rank, port))
         .collect();

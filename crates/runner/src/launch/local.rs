@@ -1,11 +1,12 @@
 //! Ranks as processes of this machine, children of the guard.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::TcpListener;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -215,14 +216,27 @@ pub fn rank_log(log: &Path, rank: usize) -> PathBuf {
     }
 }
 
-/// A port that was free a moment ago. Rank 0 listens there; should another process be faster, the gang fails as
-/// infrastructure and is worth a retry.
+/// Ports below those that Linux gives to sockets which name none (`ip_local_port_range`).
+const PORTS: std::ops::Range<u16> = 20_000..32_768;
+
+/// A port that was free a moment ago, and that no connection takes by itself before rank 0 listens there. Should another
+/// gang be faster, this one fails as infrastructure and is worth a retry.
 fn free_port() -> Result<u16, Error> {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|l| l.local_addr())
-        .map(|a| a.port())
-        .map_err(|source| Error::System {
-            what: "cannot find a free port",
-            source,
-        })
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let span = PORTS.len() as u32;
+    // runners that start together look in different places
+    let from = std::process::id().wrapping_mul(61);
+    let mut last = io::Error::from(io::ErrorKind::AddrInUse);
+    for _ in PORTS {
+        let at = from.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed)) % span;
+        let port = PORTS.start + at as u16;
+        match TcpListener::bind(("127.0.0.1", port)) {
+            Ok(_) => return Ok(port),
+            Err(e) => last = e,
+        }
+    }
+    Err(Error::System {
+        what: "cannot find a free port",
+        source: last,
+    })
 }

@@ -100,9 +100,7 @@ pub fn run(setup: &Setup) -> Result<Value> {
 
 impl Gang {
     fn start(index: usize, mesh: Mesh, dir: &Path) -> Result<Gang> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")?
-            .local_addr()?
-            .port();
+        let port = parallel::free_port()?;
         let ranks = (0..mesh.size()).map(|rank| {
             let mut child = Command::new(std::env::current_exe()?)
                 .arg(dir)

@@ -130,11 +130,7 @@ impl Bench {
 
     /// Starts a job on `job.resources.ranks` ranks.
     fn start(&self, job: &JobSpec) -> Vec<Child> {
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
+        let port = parallel::free_port().unwrap();
         let size = job.resources.ranks;
         (0..size)
             .map(|rank| {

@@ -53,9 +53,7 @@ fn values(ranks: &dyn Collective, chunk: Option<usize>) -> Vec<Tensor> {
 }
 
 fn on_ranks(size: usize, chunk: Option<usize>) -> Vec<Vec<Tensor>> {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("bound").port();
-    drop(listener);
+    let port = parallel::free_port().expect("a port");
     let mesh = arch::mesh::Mesh {
         tp: size,
         ..arch::mesh::Mesh::solo()

@@ -1,7 +1,6 @@
 //! Experts on several ranks: threads over Gloo give what one rank gives.
 
 use std::collections::BTreeMap;
-use std::net::TcpListener;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -47,10 +46,7 @@ fn step(model: &ModelConfig, config: &PolicyConfig, count: usize, groups: Rc<Gro
 
 /// Every rank's result, each rank a thread.
 fn on(mesh: Mesh, model: &ModelConfig, config: &PolicyConfig, count: usize) -> Vec<Seen> {
-    let port = {
-        let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        free.local_addr().expect("an address").port()
-    };
+    let port = parallel::free_port().expect("a free port");
     std::thread::scope(|scope| {
         let ranks: Vec<_> = (0..mesh.size())
             .map(|rank| {

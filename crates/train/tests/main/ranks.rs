@@ -146,15 +146,10 @@ fn start(out: &Path, rank: usize, size: usize, port: u16) -> Child {
         .expect("started")
 }
 
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("bound").port()
-}
-
 #[test]
 fn two_ranks_give_one_ranks_gradients_norm_and_loss_curve() {
     let dir = tempfile::tempdir().expect("a directory");
-    let port = free_port();
+    let port = parallel::free_port().expect("a port");
     let ranks: Vec<Child> = (0..2)
         .map(|rank| start(dir.path(), rank, 2, port))
         .collect();
@@ -224,8 +219,9 @@ fn two_ranks_give_one_ranks_gradients_norm_and_loss_curve() {
 
 #[test]
 fn a_rank_that_is_alone_says_who_what_and_where_at_the_deadline() {
+    let port = parallel::free_port().expect("a port");
     let started = std::time::Instant::now();
-    let joined = Gloo::join(0, 2, "127.0.0.1", free_port(), Duration::from_secs(1));
+    let joined = Gloo::join(0, 2, "127.0.0.1", port, Duration::from_secs(1));
     let error = joined.err().expect("nobody else comes").to_string();
     assert!(
         error.starts_with("rank 0 of 2: join failed in phase 'start': "),

@@ -125,7 +125,7 @@ impl Table<'_> {
     }
 
     fn run(&mut self, row: &Row, cases: &[Case]) -> Vec<Answer<Vec<Seen>>> {
-        let port = free_port();
+        let port = parallel::free_port().expect("a port");
         let jobs: Vec<Job> = (0..row.axes.mesh().size())
             .map(|rank| Job {
                 rank,
@@ -153,9 +153,4 @@ fn models(dir: &Path) -> BTreeMap<Model, PathBuf> {
         (model, dir)
     };
     Model::ALL.into_iter().map(write).collect()
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("bound").port()
 }

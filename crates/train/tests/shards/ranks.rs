@@ -77,7 +77,9 @@ fn rank() {
 
 /// Starts ranks for a task that joins `turns` meshes.
 pub fn start(task: &str, ranks: usize, turns: usize, dir: &Path) -> Vec<Child> {
-    let ports: Vec<String> = free_ports(turns).iter().map(u16::to_string).collect();
+    let ports: Vec<String> = (0..turns)
+        .map(|_| parallel::free_port().expect("a port").to_string())
+        .collect();
     (0..ranks)
         .map(|rank| {
             Command::new(std::env::current_exe().expect("this binary"))
@@ -101,13 +103,4 @@ pub fn finish(ranks: Vec<Child>) {
     for mut rank in ranks {
         assert!(rank.wait().expect("ended").success());
     }
-}
-
-fn free_ports(n: usize) -> Vec<u16> {
-    // all bound at once, so that they differ
-    let listeners: Vec<_> = (0..n)
-        .map(|_| std::net::TcpListener::bind("127.0.0.1:0").expect("a port"))
-        .collect();
-    let port = |l: &std::net::TcpListener| l.local_addr().expect("bound").port();
-    listeners.iter().map(port).collect()
 }
