@@ -62,7 +62,6 @@ const BEYOND: &[(&str, &str)] = &[
     ("unknown-environment-option", "settings of one environment"),
     ("foreach-without-cells", "names of other tables"),
     ("matrix-axis-unknown", "what a reference points to"),
-    ("matrix-axis-misspelt", "what refers to it"),
     ("matrix-axis-unused", "what refers to it"),
     ("matrix-axis-without-matrix", "what a reference points to"),
     ("matrix-cell-twice", "compares two values"),
