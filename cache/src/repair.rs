@@ -132,13 +132,14 @@ impl Store {
                 files
             }
             _ => {
+                let unproved = self.unproved(id)?;
                 let mut files = Vec::new();
                 for name in self.list_run_files(id)? {
                     let bytes = self.get_run(id, &name)?.unwrap_or_default();
                     files.push(crate::record::RunFile {
                         digest: Digest::of(&bytes),
+                        damaged: unproved.contains(&name),
                         name,
-                        damaged: false,
                     });
                 }
                 files

@@ -97,6 +97,21 @@ impl Store {
         }))
     }
 
+    /// The files of a run whose digests its list does not hold, whatever became of the list: it proves the others, read
+    /// as a whole or not.
+    pub(crate) fn unproved(&self, id: &str) -> Result<Vec<String>> {
+        let list = self.backend.get(&object_path(id, SEALED)?)?;
+        let list = String::from_utf8_lossy(&list.unwrap_or_default()).into_owned();
+        let mut names = Vec::new();
+        for name in self.list_run_files(id)? {
+            let bytes = self.get_run(id, &name)?.unwrap_or_default();
+            if !list.contains(&Digest::of(&bytes).hex()) {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
     /// Replaces the list of a run's files.
     pub(crate) fn put_sealed(&self, id: &str, files: Vec<RunFile>) -> Result<()> {
         let run = id.to_owned();

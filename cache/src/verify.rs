@@ -298,7 +298,10 @@ impl Store {
             // a damaged record does not tell which results there were
             let mut believed = true;
             match self.sealed_files(&id)? {
-                Some(Err(why)) => found.add(&sealed, ProblemKind::CorruptRun, why),
+                Some(Err(why)) => {
+                    found.add(&sealed, ProblemKind::CorruptRun, why);
+                    believed = self.verify_unlisted(&id, found)?;
+                }
                 Some(Ok(files)) => {
                     believed = !files.iter().any(|f| f.damaged && f.name == "record.json");
                     for file in files.iter().filter(|file| !file.damaged) {
@@ -319,6 +322,7 @@ impl Store {
                 None if self.has_ended(&id)? => {
                     let why = "the run has ended, and the list of its files is not there";
                     found.add(&sealed, ProblemKind::CorruptRun, why);
+                    believed = self.verify_unlisted(&id, found)?;
                 }
                 None => {}
             }
@@ -341,11 +345,24 @@ impl Store {
         Ok(())
     }
 
-    /// Whether a run's record says that it has ended.
+    /// The files of a run whose list cannot be read; whether its record is proved all the same.
+    fn verify_unlisted(&self, id: &str, found: &mut Findings) -> Result<bool> {
+        let unproved = self.unproved(id)?;
+        for name in &unproved {
+            found.report.objects += 1;
+            let why = "the list of the run's files is damaged, and does not prove it";
+            found.add(&format!("runs/{id}/{name}"), ProblemKind::CorruptRun, why);
+        }
+        Ok(!unproved.iter().any(|name| name == "record.json"))
+    }
+
+    /// Whether a run's record says that it has ended, or nothing that can be read: it is whole while a run lasts.
     fn has_ended(&self, id: &str) -> Result<bool> {
-        let record = self.get_run(id, "record.json")?.unwrap_or_default();
-        let record: serde_json::Value = serde_json::from_slice(&record).unwrap_or_default();
-        Ok(record["state"] == "finished")
+        let Some(record) = self.get_run(id, "record.json")? else {
+            return Ok(false);
+        };
+        let record = serde_json::from_slice::<serde_json::Value>(&record);
+        Ok(record.map_or(true, |record| record["state"] == "finished"))
     }
 
     /// What a local store only remembers.

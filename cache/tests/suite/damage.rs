@@ -179,10 +179,7 @@ fn one(case: usize, random: &mut Random) -> String {
     }
     let mut store = Store::open_local(&place.root()).unwrap();
     let report = store.verify(false).unwrap();
-    // without its list, the other files of a run cannot be told from damaged ones
-    let lists = paths.iter().any(|path| path.ends_with("/sealed"));
-    let told = |path: &&String| !lists || path.ends_with("/sealed");
-    for path in paths.iter().filter(told) {
+    for path in &paths {
         let found = |p: &cache::Problem| p.path == *path;
         assert!(report.problems.iter().any(found), "{what}: {report:?}");
     }
@@ -213,6 +210,48 @@ fn one(case: usize, random: &mut Random) -> String {
     );
     assert!(store.verify(true).unwrap().is_whole(), "{what}");
     what
+}
+
+/// A run's list of files is damaged, and one of the files as well.
+#[test]
+fn a_damaged_list_hides_no_other_damage() {
+    for list in ["flipped", "cut", "removed"] {
+        let place = local();
+        drop(finished(&place, None));
+        let at = |name: &str| place.root().join("runs/run-a").join(name);
+        overwrite(&at("events.jsonl"), b"{}\n");
+        let mut bytes = std::fs::read(at("sealed")).unwrap();
+        match list {
+            "flipped" => bytes[0] ^= 1,
+            _ => bytes.truncate(bytes.len() - 9),
+        }
+        overwrite(&at("sealed"), &bytes);
+        if list == "removed" {
+            std::fs::remove_file(at("sealed")).unwrap();
+        }
+        let store = place.store();
+        let report = store.verify(false).unwrap();
+        let told: Vec<&str> = report.problems.iter().map(|p| p.path.as_str()).collect();
+        let [events, record, sealed] =
+            ["events.jsonl", "record.json", "sealed"].map(|name| format!("runs/run-a/{name}"));
+        assert!(
+            told.contains(&&*events) && told.contains(&&*sealed),
+            "{list}: {told:?}"
+        );
+        // what the list still proves is not doubted; nothing proves anything where it is gone
+        assert_eq!(told.contains(&&*record), list == "removed", "{told:?}");
+        store.repair_all(report).unwrap();
+        assert!(store.verify(true).unwrap().is_whole(), "{list}");
+        // what the repair could not prove stays out of the list; the rest is watched again
+        if list != "removed" {
+            overwrite(&at("record.json"), b"{}");
+            let report = store.verify(false).unwrap();
+            assert!(
+                report.problems.iter().any(|p| p.path == record),
+                "{report:?}"
+            );
+        }
+    }
 }
 
 #[test]
