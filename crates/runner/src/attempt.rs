@@ -141,6 +141,7 @@ pub fn run(job: Job, shared: &Shared, tell: &Sender<Note>) {
         spent: &mut spent,
         forced_from: None,
         tried: Vec::new(),
+        before: Cost::default(),
         continued: None,
         interrupt: shared.interrupt,
     }
@@ -168,6 +169,8 @@ struct Runner<'a> {
     forced_from: Option<u32>,
     /// Metrics of the steps of this stage's attempts in this run that came to no result.
     tried: Vec<(u32, Steps)>,
+    /// What the stage took in other runs, which the last attempt went on from.
+    before: Cost,
     /// The checkpoint of a shorter run that the last attempt went on from.
     continued: Option<(Key, u64)>,
     /// The processes are to be killed after the next checkpoint.
@@ -435,14 +438,16 @@ impl Runner<'_> {
         if let Some((key, step)) = &self.continued {
             provenance["continued"] = json!({ "key": key.hex(), "step": step });
         }
+        let mut cost = Cost {
+            seconds: self.start.elapsed().as_secs_f64(),
+            ..*self.spent
+        };
+        cost += self.before;
         let record = ResultRecord {
             preimage: job.keyed.text.clone(),
             outputs,
             metrics,
-            cost: Cost {
-                seconds: self.start.elapsed().as_secs_f64(),
-                ..*self.spent
-            },
+            cost,
             numerics: Value::Array(numerics),
             provenance: into_map(provenance),
             steps,

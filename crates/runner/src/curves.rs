@@ -7,8 +7,8 @@ use cache::{Checkpoint, Digest, Entry, Ingest, Key, Manifest, ResultRecord, Stor
 use serde::Deserialize;
 use spec::assertion::Steps;
 
+use crate::earlier::Earlier;
 use crate::error::Error;
-use crate::machine;
 
 /// The file of the artifact.
 const FILE: &str = "steps.jsonl";
@@ -78,15 +78,6 @@ pub fn before(
 /// What the record of the run that owned an attempt says of its steps.
 fn recorded(stage: &str, key: &Key, attempt: u32, store: &Store) -> Steps {
     #[derive(Deserialize)]
-    struct Record {
-        stages: Vec<Named>,
-    }
-    #[derive(Deserialize)]
-    struct Named {
-        stage: String,
-        key: Option<String>,
-    }
-    #[derive(Deserialize)]
     struct Line {
         stage: String,
         attempt: u32,
@@ -95,22 +86,13 @@ fn recorded(stage: &str, key: &Key, attempt: u32, store: &Store) -> Steps {
         metrics: std::collections::BTreeMap<String, f64>,
     }
     let mut steps = Steps::default();
-    let Ok(claim) = store.claim_record(key, attempt) else {
+    let Some(earlier) = Earlier::of(stage, key, attempt, store) else {
         return steps;
     };
-    let Some(run) = machine::run_of(&claim.owner) else {
-        return steps;
-    };
-    let file = |name: &str| store.get_run(run, name).ok().flatten().unwrap_or_default();
-    // another recipe may call the stage otherwise
-    let record = serde_json::from_slice::<Record>(&file("record.json")).ok();
-    let same = |s: &Named| s.key.as_deref() == Some(key.hex().as_str());
-    let named = record.and_then(|r| r.stages.into_iter().find(same));
-    let stage = named.map_or_else(|| stage.to_owned(), |named| named.stage);
-    for line in file("metrics.jsonl").split(|b| *b == b'\n') {
+    for line in earlier.file("metrics.jsonl").split(|b| *b == b'\n') {
         // a line cut short by a crash is not JSON and is passed over
         if let Ok(line) = serde_json::from_slice::<Line>(line)
-            && line.stage == stage
+            && line.stage == earlier.stage
             && line.attempt == attempt
         {
             steps.add(line.step, line.metrics);

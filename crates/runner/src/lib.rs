@@ -21,6 +21,7 @@ mod calibration;
 mod cancel;
 mod crew;
 mod curves;
+mod earlier;
 mod emitted;
 mod error;
 mod events;

@@ -105,6 +105,22 @@ pub enum Report {
     },
 }
 
+impl Report {
+    /// The stage and attempt that it tells of: the attempt lived then.
+    pub(crate) fn of_attempt(&self) -> Option<(&str, u32)> {
+        match self {
+            Report::AttemptStarted { stage, attempt, .. }
+            | Report::Numerics { stage, attempt, .. }
+            | Report::Resumed { stage, attempt, .. }
+            | Report::Progress { stage, attempt, .. }
+            | Report::Metrics { stage, attempt, .. }
+            | Report::Checkpoint { stage, attempt, .. }
+            | Report::AttemptFailed { stage, attempt, .. } => Some((stage, *attempt)),
+            _ => None,
+        }
+    }
+}
+
 /// A subscriber. Called from the run's main thread only, in order.
 pub trait Reporter {
     fn report(&mut self, event: &Report);

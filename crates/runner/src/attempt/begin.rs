@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use cache::{Checkpoint, Claim};
+use cache::{Checkpoint, Claim, Cost};
 use serde_json::Value;
 use spec::assertion::Steps;
 use spec::{Preimage, ResumeSpec};
@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::job::Layout;
 use crate::options::Resume;
 use crate::report::Report;
-use crate::{calibration, content, curves, machine};
+use crate::{calibration, content, curves, earlier, machine};
 
 impl Runner<'_> {
     /// What the sources that it reads hold goes to the run's record, for people who compare runs.
@@ -59,6 +59,7 @@ impl Runner<'_> {
         steps: &mut Steps,
     ) -> Result<Option<ResumeSpec>, Error> {
         let store = &self.shared.store;
+        self.before = Cost::default();
         if !self.job.stage.kind.checkpoints || self.shared.resume == Resume::Never {
             return Ok(None);
         }
@@ -84,6 +85,11 @@ impl Runner<'_> {
         }
         let lowest = self.forced_from.unwrap_or(1);
         *steps = curves::before(&self.name(), &checkpoint, lowest, &self.tried, store);
+        // a rerun pays again for what this result stands on, but not for another's
+        if self.continued.is_none() {
+            let (run, gpus) = (&self.shared.run, self.job.gpus.len());
+            self.before = earlier::cost(&self.name(), &checkpoint, lowest, run, gpus, store);
+        }
         Ok(Some(ResumeSpec {
             step: checkpoint.step,
             path,

@@ -123,6 +123,56 @@ fn a_killed_worker_or_runner_goes_on_from_its_checkpoint() {
     assert_eq!(p.lines("count"), ["sft 1", "sft 2"]);
 }
 
+#[test]
+fn a_result_costs_what_all_runs_spent_on_it() {
+    let p = project(TRAIN);
+    let interrupted = |number: i32| {
+        let begun = walk(&p.path("store/checkpoints"));
+        let mut command = p.command(&[]);
+        command.env("SCRIPT_STEP_MS", "30");
+        let child = command.spawn().unwrap();
+        wait(|| walk(&p.path("store/checkpoints")) > begun, "checkpoint");
+        signal(child.id(), number);
+        collect(child)
+    };
+    // one run is stopped and tells what it spent, one is killed and cannot, a third fails and retries
+    let stopped = interrupted(libc::SIGTERM);
+    assert_eq!(stopped.status("sft"), "stopped", "{}", stopped.stderr);
+    interrupted(libc::SIGKILL);
+    let marker = p.path("once").display().to_string();
+    let env = [
+        ("SCRIPT_FAIL", &*format!("28:9:{marker}")),
+        ("SCRIPT_STEP_MS", "30"),
+    ];
+    let last = scripted(&p, &[], &env);
+    assert_eq!(last.code, 0, "{}", last.stderr);
+    assert_eq!(last.all("resumed").len(), 2, "{}", last.stderr);
+
+    let killed = p.store().list_runs().unwrap()[1].clone();
+    let events = p.store().get_run(&killed, "events.jsonl").unwrap().unwrap();
+    let told: Vec<f64> = (events.split(|b| *b == b'\n'))
+        .filter_map(runner::event)
+        .filter(|(_, report)| match report {
+            runner::Report::AttemptStarted { stage, .. } => stage == "sft",
+            runner::Report::Progress { .. } | runner::Report::Metrics { .. } => true,
+            runner::Report::Checkpoint { .. } => true,
+            _ => false,
+        })
+        .map(|(at, _)| at)
+        .collect();
+    let killed = told.last().unwrap() - told[0];
+    assert!(killed > 0.0, "it took a step at least: {told:?}");
+
+    let spent = |ran: &Ran, part: &str| ran.stage("sft")["spent"][part].as_f64().unwrap();
+    let cost = |part: &str| last.stage("sft")["cost"][part].as_f64().unwrap();
+    let cpu = spent(&stopped, "cpu_seconds") + spent(&last, "cpu_seconds");
+    assert!((cost("cpu_seconds") - cpu).abs() < 1e-9, "{cpu}");
+    // the cost is told before the result is published, what was spent after
+    let (before, most) = (spent(&stopped, "seconds") + killed, spent(&last, "seconds"));
+    assert!(cost("seconds") <= before + most, "{before} + {most}");
+    assert!(cost("seconds") > before + most / 2.0, "{before} + {most}");
+}
+
 fn walk(dir: &std::path::Path) -> usize {
     let Ok(entries) = std::fs::read_dir(dir) else {
         return 0;
