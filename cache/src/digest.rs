@@ -66,9 +66,9 @@ impl Digest {
 /// file that is cut short meanwhile is an error here, and a SIGBUS there.
 fn hash_parallel(hasher: &mut blake3::Hasher, file: &File, len: u64) -> std::io::Result<()> {
     use std::os::unix::fs::FileExt;
-    const PIECE: usize = 8 << 20;
-    let mut front = vec![0u8; PIECE];
-    let mut back = vec![0u8; PIECE];
+    const PIECE: u64 = 8 << 20;
+    let mut front = vec![0u8; len.min(PIECE) as usize];
+    let mut back = vec![0u8; len.saturating_sub(PIECE).min(PIECE) as usize];
     let fill = |buffer: &mut [u8], at: u64| -> std::io::Result<usize> {
         let want = buffer.len().min((len.saturating_sub(at)) as usize);
         file.read_exact_at(&mut buffer[..want], at)?;

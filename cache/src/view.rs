@@ -208,6 +208,22 @@ impl View {
 
     /// Whether each artifact can be served, in their order; see [`Store::artifact_intact`].
     pub fn intact(&self, artifacts: &[Digest]) -> Result<Vec<Intact>> {
+        // several stages may have made the same one
+        let mut places: HashMap<Digest, usize> = HashMap::with_capacity(artifacts.len());
+        let mut once = Vec::with_capacity(artifacts.len());
+        let mut place = |artifact: &Digest| {
+            *places.entry(*artifact).or_insert_with(|| {
+                once.push(*artifact);
+                once.len() - 1
+            })
+        };
+        let places: Vec<usize> = artifacts.iter().map(&mut place).collect();
+        let looks = self.intact_once(&once)?;
+        Ok(places.into_iter().map(|at| looks[at].clone()).collect())
+    }
+
+    /// The same of artifacts that are not equal.
+    fn intact_once(&self, artifacts: &[Digest]) -> Result<Vec<Intact>> {
         let _held = self.hold(artifacts);
         let remembered: Vec<Option<Blobs>> = {
             let state = self.state();

@@ -341,5 +341,6 @@ fn append(path: &Path) -> Result<BufWriter<File>, Error> {
             path: path.to_owned(),
             source,
         })?;
-    Ok(BufWriter::new(file))
+    // thousands of reused stages are told at once
+    Ok(BufWriter::with_capacity(1 << 16, file))
 }

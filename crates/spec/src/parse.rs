@@ -12,7 +12,7 @@ use toml::de::{DeTable, DeValue};
 pub fn parse(files: &Files, file: u32) -> Result<Node, Box<Diagnostic>> {
     let text = files.text(file);
     if text.len() >= LONG
-        && let Some(root) = in_pieces(files, file, parts::cores())
+        && let Some(root) = in_pieces(files, file, PIECE)
     {
         return Ok(root);
     }
@@ -57,37 +57,44 @@ pub fn parse(files: &Files, file: u32) -> Result<Node, Box<Diagnostic>> {
 }
 
 /// Bytes of text from which pieces pay for their threads.
-const LONG: usize = 1 << 17;
+const LONG: usize = 1 << 16;
+/// Bytes of a piece. What the parser makes of it, tens of times as many, is freed before the next one is parsed: the
+/// memory that one has filled serves all.
+const PIECE: usize = 1 << 14;
 
-/// The tree of a long text, from pieces that are valid by themselves. Nothing where it has no such pieces, or where
-/// they could mean something else together: the whole is parsed then, which also finds the error to tell.
+/// The tree of a long text, from pieces of about `size` bytes that are valid by themselves. Nothing where it has no
+/// such pieces, or where they could mean something else together: the whole is parsed then, which also finds the error
+/// to tell.
 ///
 /// A piece begins at a line `[stage.NAME]`. No string and no list is cut in two by that, since the piece before would
 /// not be valid. All but the first hold nothing but stages, each under headers of its own, that no other piece holds.
-fn in_pieces(files: &Files, file: u32, count: usize) -> Option<Node> {
+fn in_pieces(files: &Files, file: u32, size: usize) -> Option<Node> {
     let text = files.text(file);
-    let mut cuts: Vec<usize> = (1..count)
-        .filter_map(|i| stage_after(text, text.len() / count * i))
-        .collect();
-    cuts.dedup();
-    if cuts.is_empty() {
-        return None;
-    }
+    // the first piece has a stage: those of the others join it
+    let first = stage_after(text, size.max(stage_after(text, 0)?))?;
+    let cuts: Vec<usize> =
+        std::iter::successors(Some(first), |cut| stage_after(text, cut + size)).collect();
     let ends = cuts.iter().copied().chain([text.len()]);
     let pieces: Vec<Range<usize>> = std::iter::once(0)
         .chain(cuts.iter().copied())
         .zip(ends)
         .map(|(a, b)| a..b)
         .collect();
-    let parsed = parts::side_by_side(&pieces, |piece| {
-        let document = DeTable::parse(&text[piece.clone()]).ok()?;
-        let base = piece.start;
-        Place { files, file, base }.table(document.get_ref()).ok()
+    let shares: Vec<&[Range<usize>]> = pieces
+        .chunks(pieces.len().div_ceil(parts::cores()))
+        .collect();
+    let parsed = parts::side_by_side(&shares, |share| {
+        let piece = |piece: &Range<usize>| {
+            let document = DeTable::parse(&text[piece.clone()]).ok()?;
+            let base = piece.start;
+            Place { files, file, base }.table(document.get_ref()).ok()
+        };
+        share.iter().map(piece).collect::<Option<Vec<Table>>>()
     });
-    let mut parsed = parsed.into_iter();
-    let mut root = parsed.next()??;
-    for piece in parsed {
-        let mut piece = piece?;
+    let parsed: Option<Vec<Vec<Table>>> = parsed.into_iter().collect();
+    let mut parsed = parsed?.into_iter().flatten();
+    let mut root = parsed.next()?;
+    for mut piece in parsed {
         let Value::Table(found) = piece.shift_remove("stage")?.node.value else {
             return None;
         };
@@ -236,13 +243,14 @@ mod tests {
         (from..to).map(stage).collect()
     }
 
-    /// The whole, and the same from several numbers of pieces, where it has such.
+    /// The whole, and the same from pieces of several sizes, where it has such.
     fn both(text: &str) -> (Option<String>, Vec<Option<String>>) {
         let mut files = Files::default();
         let file = files.add("a", text);
         let show = |node: Node| format!("{:?}", node.value);
-        let pieces = (2..9).map(|count| in_pieces(&files, file, count).map(show));
-        (parse(&files, file).map(show).ok(), pieces.collect())
+        let sizes = [1, 150, 999, 3000, text.len() / 2];
+        let pieces = sizes.map(|size| in_pieces(&files, file, size).map(show));
+        (parse(&files, file).map(show).ok(), pieces.into())
     }
 
     #[test]

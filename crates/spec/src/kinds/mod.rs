@@ -121,12 +121,14 @@ pub struct Kind {
     config: Functions,
 }
 
+/// A canonical configuration, and the outputs that it declares.
+type Typed = (Value, Vec<String>);
+
 /// The typed side of a kind, behind function pointers so that kinds fit in one slice.
 #[derive(Debug)]
 struct Functions {
-    read: fn(&Node) -> Result<Value, read::Error>,
+    read: fn(&Node) -> Result<Typed, read::Error>,
     check_inputs: fn(&Value, &[&str]) -> Result<(), Invalid>,
-    outputs: fn(&Value) -> Vec<String>,
     schema: fn(&mut schemars::SchemaGenerator) -> schemars::Schema,
     defaults: fn() -> Value,
     refuses: fn(&Value) -> Option<Invalid>,
@@ -138,14 +140,9 @@ impl Functions {
             read: |node| {
                 let mut config: C = read::from_node(node)?;
                 config.finish().map_err(read::Error::Invalid)?;
-                Ok(to_value(&config))
+                Ok((to_value(&config), config.outputs()))
             },
             check_inputs: |value, inputs| from_value::<C>(value)?.check_inputs(inputs),
-            outputs: |value| {
-                from_value::<C>(value)
-                    .map(|c| c.outputs())
-                    .unwrap_or_default()
-            },
             schema: |generator| generator.subschema_for::<C>(),
             defaults: || to_value(&C::default()),
             refuses: |value| from_value::<C>(value).err(),
@@ -154,29 +151,23 @@ impl Functions {
 }
 
 impl Kind {
-    /// Reads a `with` table into the canonical configuration.
-    pub(crate) fn read(&self, with: &Node) -> Result<Value, read::Error> {
-        (self.config.read)(with)
+    /// Reads a `with` table into the canonical configuration; also the outputs of a stage that has it.
+    pub(crate) fn read(&self, with: &Node) -> Result<(Value, Vec<crate::Output>), read::Error> {
+        let (config, declared) = (self.config.read)(with)?;
+        let fixed = self.outputs.iter().map(|p| crate::Output {
+            name: p.name.to_owned(),
+            artifact: p.artifact,
+        });
+        let declared = declared.into_iter().map(|name| crate::Output {
+            name,
+            artifact: ArtifactKind::Files,
+        });
+        Ok((config, fixed.chain(declared).collect()))
     }
 
     /// Checks what depends on which inputs are given.
     pub fn check_inputs(&self, with: &Value, inputs: &[&str]) -> Result<(), Invalid> {
         (self.config.check_inputs)(with, inputs)
-    }
-
-    /// Output names and kinds of a stage with this configuration.
-    pub fn outputs_of(&self, with: &Value) -> Vec<crate::Output> {
-        let fixed = self.outputs.iter().map(|p| crate::Output {
-            name: p.name.to_owned(),
-            artifact: p.artifact,
-        });
-        let declared = (self.config.outputs)(with)
-            .into_iter()
-            .map(|name| crate::Output {
-                name,
-                artifact: ArtifactKind::Files,
-            });
-        fixed.chain(declared).collect()
     }
 
     /// JSON Schema of `with`.

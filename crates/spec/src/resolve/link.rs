@@ -1,16 +1,20 @@
 //! References: every input looked up and held against the kind's ports; no circles.
 
-use super::stage::Draft;
+use super::stage::{Draft, with_node};
 use super::{Resolver, Result};
 use crate::cells::NoCell;
 use crate::codes;
 use crate::diagnostic::suggestion;
 use crate::kinds::ArtifactKind;
+use crate::parts::in_parts;
 use crate::recipe::{Output, Reference, Source, Stage, is_name};
 use crate::tree::{Entry, Node, Value};
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// A stage's inputs: what each name refers to.
+type Inputs = BTreeMap<String, Vec<Reference>>;
 
 impl<'a> Resolver<'a> {
     /// Looks up every reference and checks inputs against the kinds' ports.
@@ -23,32 +27,15 @@ impl<'a> Resolver<'a> {
             .iter()
             .map(|d| (d.name, d.outputs.as_slice()))
             .collect();
+        let inputs = |part: &[Draft<'a>]| -> Result<Vec<Inputs>> {
+            part.iter()
+                .map(|draft| self.inputs(draft, sources, &outputs))
+                .collect()
+        };
+        // the first mistake in the file is the error, whichever thread met one first
         let mut linked = Vec::with_capacity(drafts.len());
-        for draft in &drafts {
-            let owner = format!("stage '{}'", draft.name);
-            let mut inputs = BTreeMap::new();
-            for &(input, entry) in &draft.inputs {
-                inputs.insert(
-                    input.to_owned(),
-                    self.input(&owner, draft, input, entry, sources, &outputs)?,
-                );
-            }
-            for port in draft.kind.inputs.iter().filter(|p| p.required) {
-                if !inputs.contains_key(port.name) {
-                    return Err(self.error(
-                        codes::MISSING_INPUT,
-                        draft.key_at,
-                        format!("{owner}: input '{}' is missing", port.name),
-                        format!("add `in.{} = \"..\"`: {}", port.name, port.doc),
-                    ));
-                }
-            }
-            let names: Vec<&str> = inputs.keys().map(String::as_str).collect();
-            draft
-                .kind
-                .check_inputs(&draft.with, &names)
-                .map_err(|e| self.invalid(&owner, &draft.with_node, e))?;
-            linked.push(inputs);
+        for part in in_parts(&drafts, inputs) {
+            linked.extend(part?);
         }
         Ok(drafts
             .into_iter()
@@ -74,6 +61,37 @@ impl<'a> Resolver<'a> {
                 (stage.name.clone(), Arc::new(stage))
             })
             .collect())
+    }
+
+    /// The inputs of a stage, whole and as its kind wants them.
+    fn inputs(
+        &self,
+        draft: &Draft<'_>,
+        sources: &IndexMap<String, Source>,
+        outputs: &IndexMap<&str, &[Output]>,
+    ) -> Result<Inputs> {
+        let owner = format!("stage '{}'", draft.name);
+        let mut inputs = BTreeMap::new();
+        for &(input, entry) in &draft.inputs {
+            inputs.insert(
+                input.to_owned(),
+                self.input(&owner, draft, input, entry, sources, outputs)?,
+            );
+        }
+        for port in draft.kind.inputs.iter().filter(|p| p.required) {
+            if !inputs.contains_key(port.name) {
+                return Err(self.error(
+                    codes::MISSING_INPUT,
+                    draft.entry.key_at,
+                    format!("{owner}: input '{}' is missing", port.name),
+                    format!("add `in.{} = \"..\"`: {}", port.name, port.doc),
+                ));
+            }
+        }
+        let names: Vec<&str> = inputs.keys().map(String::as_str).collect();
+        let checked = draft.kind.check_inputs(&draft.with, &names);
+        checked.map_err(|e| self.invalid(&owner, &with_node(draft.entry, draft.kind), e))?;
+        Ok(inputs)
     }
 
     fn input(

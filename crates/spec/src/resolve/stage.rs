@@ -19,13 +19,12 @@ pub(super) struct Draft<'a> {
     pub(super) name: &'a str,
     pub(super) kind: &'static Kind,
     pub(super) with: serde_json::Value,
-    pub(super) with_node: Node,
     pub(super) outputs: Vec<Output>,
     pub(super) inputs: Vec<(&'a str, &'a Entry)>,
     pub(super) placement: Placement,
     pub(super) assertions: Vec<Assertion>,
     pub(super) needs_assert: bool,
-    pub(super) key_at: At,
+    pub(super) entry: &'a Entry,
 }
 
 impl<'a> Resolver<'a> {
@@ -87,7 +86,7 @@ impl<'a> Resolver<'a> {
                 ));
             }
         }
-        let with_node = with_node(table, entry, command);
+        let with_node = with_node(entry, kind);
         let with_owner = format!("{owner}: with");
         let form = |e: read::Error| Box::new(e.explain(self.files, &owner, &with_node));
         self.refuse_placement(
@@ -95,7 +94,7 @@ impl<'a> Resolver<'a> {
             kind,
             read::table(self.files, &with_owner, &with_node)?,
         )?;
-        let with = kind.read(&with_node).map_err(form)?;
+        let (with, outputs) = kind.read(&with_node).map_err(form)?;
         let placement = self.placement(&owner, kind, table)?;
         if placement.checkpoint.from_shorter {
             self.may_go_on(&owner, &with, &table["checkpoint"].node)?;
@@ -107,19 +106,17 @@ impl<'a> Resolver<'a> {
                 .collect(),
             None => Vec::new(),
         };
-        let outputs = kind.outputs_of(&with);
         let assertions = self.assertions(&owner, table, &outputs)?;
         Ok(Draft {
             name,
             kind,
             outputs,
             with,
-            with_node,
             inputs,
             placement,
             assertions,
             needs_assert: self.needs_assert(&owner, table)?,
-            key_at: entry.key_at,
+            entry,
         })
     }
 
@@ -363,18 +360,21 @@ fn belongs(kind: &Kind, key: &str) -> Option<String> {
     ))
 }
 
-/// `with`, and what a command says beside it.
-fn with_node(table: &Table, entry: &Entry, command: bool) -> Node {
-    let mut node = match table.get("with") {
+/// `with` of a stage, and what a command says beside it.
+pub(super) fn with_node(entry: &Entry, kind: &Kind) -> Node {
+    let get = |key: &str| entry.node.as_table().and_then(|table| table.get(key));
+    let mut node = match get("with") {
         Some(with) => with.node.clone(),
         None => Node {
             value: Value::Table(Table::new()),
             at: entry.key_at,
         },
     };
-    if command && let Value::Table(with) = &mut node.value {
+    if kind.name == "command"
+        && let Value::Table(with) = &mut node.value
+    {
         for key in COMMAND_KEYS {
-            if let Some(beside) = table.get(key) {
+            if let Some(beside) = get(key) {
                 with.insert(key.to_owned(), beside.clone());
             }
         }
