@@ -136,12 +136,27 @@ impl Decoder {
     /// # Panics
     /// If shapes do not fit, as libtorch does; [`Weights`] of the same configuration fit.
     pub fn run(&self, segment: usize, params: &[Tensor], x: &Tensor, ctx: &Context) -> Tensor {
+        let stream = Stream::from(x.shallow_clone());
+        self.run_on(segment, params, stream, ctx).sum()
+    }
+
+    /// As [`Decoder::run`], without the sum at its end: for a forward that goes on to the next segment.
+    pub fn run_on(
+        &self,
+        segment: usize,
+        params: &[Tensor],
+        stream: Stream,
+        ctx: &Context,
+    ) -> Stream {
         match self.segments[segment].kind {
-            SegmentKind::Embed => ctx.split.look_up(&params[0], x),
-            SegmentKind::Attention(layer) => self.attention(layer, params, x, ctx),
-            SegmentKind::Mlp(_) => self.mlp(params, x, ctx),
-            SegmentKind::Moe(layer) => self.moe(layer, params, x, ctx),
-            SegmentKind::Norm => ctx.ops.rms_norm(x, &params[0], self.config.norm_eps),
+            SegmentKind::Embed => ctx.split.look_up(&params[0], &stream.sum()).into(),
+            SegmentKind::Attention(layer) => self.attention(layer, params, stream, ctx),
+            SegmentKind::Mlp(_) => self.mlp(params, stream, ctx),
+            SegmentKind::Moe(layer) => self.moe(layer, params, stream, ctx),
+            SegmentKind::Norm => stream
+                .normed(&params[0], self.config.norm_eps, ctx)
+                .1
+                .into(),
         }
     }
 
@@ -185,11 +200,11 @@ impl Decoder {
         }
     }
 
-    fn attention(&self, layer: usize, params: &[Tensor], x: &Tensor, ctx: &Context) -> Tensor {
+    fn attention(&self, layer: usize, params: &[Tensor], stream: Stream, ctx: &Context) -> Stream {
         let c = &self.config;
         let d = c.head_dim as i64;
         let mut p = Params(params.iter());
-        let y = ctx.ops.rms_norm(x, p.weight(), c.norm_eps);
+        let (x, y) = stream.normed(p.weight(), c.norm_eps, ctx);
         let y = ctx.split.enter(y);
         let maps = [(); 3].map(|()| p.linear(c.qkv_bias));
         let heads = |x: Tensor| x.view([-1, x.size()[1] / d, d]);
@@ -211,25 +226,79 @@ impl Decoder {
             .attend
             .attend(layer, &q, &k, &v, &spec)
             .reshape([-1, width]);
-        x + ctx.row_cut(&seen, o_weight, o_bias)
+        Stream {
+            x,
+            added: Some(ctx.row_cut(&seen, o_weight, o_bias)),
+        }
     }
 
-    fn mlp(&self, params: &[Tensor], x: &Tensor, ctx: &Context) -> Tensor {
+    fn mlp(&self, params: &[Tensor], stream: Stream, ctx: &Context) -> Stream {
         let c = &self.config;
         let mut p = Params(params.iter());
-        let y = ctx.ops.rms_norm(x, p.weight(), c.norm_eps);
+        let (x, y) = stream.normed(p.weight(), c.norm_eps, ctx);
         let y = ctx.split.enter(y);
         let maps = [(); 2].map(|()| p.linear(c.mlp_bias));
         let inner = ctx.ops.linears(&y, &maps);
         let (weight, bias) = p.linear(c.mlp_bias);
-        x + ctx.row_cut(&ctx.ops.swiglu(&inner[0], &inner[1]), weight, bias)
+        let gated = ctx.ops.swiglu(&inner[0], &inner[1]);
+        Stream {
+            x,
+            added: Some(ctx.row_cut(&gated, weight, bias)),
+        }
     }
 
-    fn moe(&self, layer: usize, params: &[Tensor], x: &Tensor, ctx: &Context) -> Tensor {
+    fn moe(&self, layer: usize, params: &[Tensor], stream: Stream, ctx: &Context) -> Stream {
         let c = &self.config;
-        let y = ctx.ops.rms_norm(x, &params[0], c.norm_eps);
+        let (x, y) = stream.normed(&params[0], c.norm_eps, ctx);
         let y = ctx.split.enter(y);
-        x + ctx.split.leave(moe::mix(c, layer, &params[1..], &y, ctx))
+        let mixed = moe::mix(c, layer, &params[1..], &y, ctx);
+        Stream {
+            x,
+            added: Some(ctx.split.leave(mixed)),
+        }
+    }
+}
+
+/// The residual stream between two segments. What the last one adds to it waits for the next one's norm, so that a device
+/// may do both in one pass over the rows.
+pub struct Stream {
+    x: Tensor,
+    added: Option<Tensor>,
+}
+
+impl From<Tensor> for Stream {
+    fn from(x: Tensor) -> Stream {
+        Stream { x, added: None }
+    }
+}
+
+impl Stream {
+    /// The rows.
+    pub fn sum(self) -> Tensor {
+        match self.added {
+            Some(added) => self.x + added,
+            None => self.x,
+        }
+    }
+
+    /// Some of the rows.
+    pub fn select(&self, rows: &Tensor) -> Stream {
+        let of = |x: &Tensor| x.index_select(0, rows);
+        Stream {
+            x: of(&self.x),
+            added: self.added.as_ref().map(of),
+        }
+    }
+
+    /// The rows, and their norm.
+    fn normed(self, weight: &Tensor, eps: f64, ctx: &Context) -> (Tensor, Tensor) {
+        match self.added {
+            Some(added) => ctx.ops.add_rms_norm(&self.x, &added, weight, eps),
+            None => {
+                let normed = ctx.ops.rms_norm(&self.x, weight, eps);
+                (self.x, normed)
+            }
+        }
     }
 }
 

@@ -31,7 +31,7 @@ pub mod weights;
 
 pub use attend::packed::Packed;
 pub use attend::{Attend, AttendSpec, Layout, Share, Span};
-pub use decoder::{Context, Decoder, Segment, SegmentKind};
+pub use decoder::{Context, Decoder, Segment, SegmentKind, Stream};
 pub use error::Error;
 pub use moe::{Dispatch, Routing};
 pub use ops::{Libtorch, Ops};

@@ -9,6 +9,19 @@ pub trait Ops {
     /// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension; `weight` `[size]`.
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f64) -> Tensor;
 
+    /// `x + added`, and the [`Ops::rms_norm`] of that sum.
+    fn add_rms_norm(
+        &self,
+        x: &Tensor,
+        added: &Tensor,
+        weight: &Tensor,
+        eps: f64,
+    ) -> (Tensor, Tensor) {
+        let sum = x + added;
+        let normed = self.rms_norm(&sum, weight, eps);
+        (sum, normed)
+    }
+
     /// Rotates queries `[rows, heads, d]` and keys `[rows, kv_heads, d]`: element `i` and
     /// `i + d/2` of a head are a pair, turned by the row's angle `i`. `cos` and `sin` are
     /// `[rows, d/2]`, single precision (double for double queries).

@@ -45,6 +45,26 @@ impl Ops for CudaOps {
         })
     }
 
+    /// In one pass where no graph is recorded.
+    fn add_rms_norm(
+        &self,
+        x: &Tensor,
+        added: &Tensor,
+        weight: &Tensor,
+        eps: f64,
+    ) -> (Tensor, Tensor) {
+        let n = weight.numel() as i64;
+        let fits = self.takes(&[x, added, weight]) && rms_norm::fits(n, x.kind());
+        if !fits || torch::autograd::wanted(&[x, added, weight]) {
+            let sum = x + added;
+            let normed = self.rms_norm(&sum, weight, eps);
+            return (sum, normed);
+        }
+        let (xs, added, ws) = (x.contiguous(), added.contiguous(), weight.contiguous());
+        let normed = done(rms_norm::forward(self.machine, &xs, Some(&added), &ws, eps));
+        (normed.sum.expect("of two"), normed.y)
+    }
+
     fn rope(&self, q: &Tensor, k: &Tensor, cos: &Tensor, sin: &Tensor) -> (Tensor, Tensor) {
         let tables = cos.kind() == Kind::Float && cos.device() == self.machine.device();
         if !self.takes(&[q, k]) || !tables {

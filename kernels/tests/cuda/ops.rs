@@ -100,3 +100,24 @@ fn what_no_kernel_is_made_for_goes_to_libtorch() {
             .equal(&Libtorch.rms_norm(&long[0], &long[1], 1e-6))
     );
 }
+
+#[test]
+fn a_sum_and_its_norm_in_one_pass_have_the_bits_of_two() {
+    for (machine, kind) in [(0, Kind::Float), (1, Kind::BFloat16), (2, Kind::BFloat16)] {
+        let ours = CudaOps::new(machines()[machine]);
+        // narrow rows, odd ones, and rows of a block
+        for n in [24, 37, 1536] {
+            let to = |t: Tensor| t.to_kind(kind).to_device(machines()[machine].device());
+            let (x, added) = (to(noise(&[5, n], 1) * 3.0), to(noise(&[5, n], 2)));
+            let w = to(noise(&[n], 3));
+            let (sum, normed) = ours.add_rms_norm(&x, &added, &w, 1e-6);
+            assert!(sum.equal(&(&x + &added)), "{kind:?} {n}");
+            assert!(normed.equal(&ours.rms_norm(&sum, &w, 1e-6)), "{kind:?} {n}");
+
+            // where a graph is wanted there is one
+            let x = x.set_requires_grad(true);
+            let (with, normed) = ours.add_rms_norm(&x, &added, &w, 1e-6);
+            assert!(with.requires_grad() && normed.requires_grad() && with.equal(&sum));
+        }
+    }
+}

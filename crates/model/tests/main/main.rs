@@ -4,4 +4,5 @@ mod bad;
 mod golden;
 mod packed;
 mod save;
+mod stream;
 mod support;
