@@ -169,11 +169,29 @@ def main_recipe(args):
     # small where it is only a test of this script
     name = "ci/pipeline.toml" if args.device == "cpu" else "sft-then-grpo.toml"
     shutil.copytree(ROOT / "recipes", args.scratch / "recipes", ignore=shutil.ignore_patterns("recipe.lock"))
-    code, outcome, seconds = run_recipe(args, args.scratch / "recipes" / name)
+    code, outcome, seconds = run_recipe(args, args.scratch / "recipes" / name, "--profile-steps", "2..3")
+    traces = outcome.get("profile", {}).get("traces", [])
+    seen = [row for path in traces for row in profile(path)]
+    # on a GPU the device's own times are part of every trace
+    told = {row["trace"] for row in seen if row["thread"] == "gpu"} if args.device == "cuda" else traces
     stages = [{key: stage.get(key) for key in ("stage", "kind", "status", "seconds", "metrics")}
               for stage in outcome.get("stages", [])]
-    return {"recipe": f"recipes/{name}", "ok": code == 0, "exit_code": code, "seconds": seconds,
-            "stages": stages}
+    return {"recipe": f"recipes/{name}", "ok": code == 0 and 0 < len(traces) == len(told), "exit_code": code,
+            "seconds": seconds, "stages": stages, "profile": seen}
+
+
+def profile(path):
+    """What a trace's threads spent their time on: by name, slices and milliseconds, the GPU first, the longest first."""
+    events = json.loads(Path(path).read_text(encoding="utf-8"))["traceEvents"]
+    threads = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    sums = {}
+    for event in (e for e in events if e["ph"] == "X" and e["cat"] != "step"):
+        entry = sums.setdefault((threads[event["tid"]], event["cat"], event["name"]), [0, 0.0])
+        entry[0] += 1
+        entry[1] += event["dur"] / 1e3
+    rows = [{"trace": Path(path).name, "thread": thread, "category": category, "name": name, "slices": count,
+             "ms": round(ms, 3)} for (thread, category, name), (count, ms) in sums.items()]
+    return sorted(rows, key=lambda row: (row["thread"] != "gpu", -row["ms"]))[:40]
 
 
 def fixture(args, model):

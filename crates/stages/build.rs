@@ -18,6 +18,7 @@ const SOURCES: &[&str] = &[
     "crates/spec",
     "crates/stages",
     "crates/torch",
+    "crates/trace",
     "crates/train",
     "kernels",
     "rust-toolchain.toml",

@@ -30,6 +30,7 @@ fn main() {
             "cxx/autograd.cpp",
             "cxx/dist.cpp",
             "cxx/memory.cpp",
+            "cxx/observe.cpp",
             "cxx/ops.cpp",
             "cxx/stream.cpp",
         ])

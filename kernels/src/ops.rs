@@ -84,10 +84,12 @@ pub(crate) fn kernel_kind(tensors: &[&Tensor]) -> Option<Kind> {
 }
 
 fn rms_norm_on<E: Elem>(x: &Tensor, weight: &Tensor, eps: f32) -> Tensor {
+    let _kernel = trace::kernel("rms_norm").with("elements", x.numel());
     let (xs, ws) = (x.detach().contiguous(), weight.detach().contiguous());
     let mut y = empty(&xs);
     rms_norm::forward(read::<E>(&xs), read::<E>(&ws), eps, write::<E>(&mut y));
     record(&[x, weight], y, move |dy| {
+        let _kernel = trace::kernel("rms_norm_backward").with("elements", dy.numel());
         let (mut dx, mut dw) = (empty(&xs), ws.to_kind(Kind::Float).empty_like());
         let dy = dy.contiguous();
         rms_norm::backward(
@@ -106,6 +108,8 @@ fn rope_on<E: Elem>(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
     let d = x.size()[2] as usize;
     let (cos, sin) = (cos.contiguous(), sin.contiguous());
     let turn = move |x: &Tensor, inverse: bool| {
+        let name = if inverse { "rope_backward" } else { "rope" };
+        let _kernel = trace::kernel(name).with("elements", x.numel());
         let x = x.contiguous();
         let mut y = empty(&x);
         let turn = rope::Turn {
@@ -122,10 +126,12 @@ fn rope_on<E: Elem>(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Tensor {
 }
 
 fn swiglu_on<E: Elem>(gate: &Tensor, up: &Tensor) -> Tensor {
+    let _kernel = trace::kernel("swiglu").with("elements", gate.numel());
     let (g, u) = (gate.detach().contiguous(), up.detach().contiguous());
     let mut y = empty(&g);
     swiglu::forward(read::<E>(&g), read::<E>(&u), write::<E>(&mut y));
     record(&[gate, up], y, move |dy| {
+        let _kernel = trace::kernel("swiglu_backward").with("elements", dy.numel());
         let (mut dg, mut du, dy) = (empty(&g), empty(&u), dy.contiguous());
         swiglu::backward(
             read::<E>(&g),
@@ -177,6 +183,7 @@ mod linear {
 
     pub fn run(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
         let size = size(weight);
+        let _kernel = product("linear", x.size()[0], size);
         let (xs, ws) = (x.detach().contiguous(), weight.detach().contiguous());
         let bs = bias.map(|b| b.detach().contiguous());
         let mut y = Tensor::empty([xs.size()[0], ws.size()[0]], (Kind::Float, Device::Cpu));
@@ -197,6 +204,7 @@ mod linear {
 
     pub fn input_gradient(dy: &Tensor, weight: &Tensor) -> Tensor {
         let [n, k] = size(weight);
+        let _kernel = product("linear_input_gradient", dy.size()[0], [n, k]);
         let mut dx = Tensor::empty([dy.size()[0], k as i64], (Kind::Float, Device::Cpu));
         gemm::input_gradient(read(dy), read(weight), [n, k], write(&mut dx));
         dx
@@ -206,8 +214,15 @@ mod linear {
         let size = [dy.size()[1], x.size()[1]];
         let mut dw = Tensor::empty(size, (Kind::Float, Device::Cpu));
         let size = size.map(|n| n as usize);
+        let _kernel = product("linear_weight_gradient", dy.size()[0], size);
         gemm::weight_gradient(read(dy), read(x), size, write(&mut dw));
         dw
+    }
+
+    /// A product of `rows` rows with a weight `[n, k]`, seen.
+    fn product(name: &'static str, rows: i64, [n, k]: [usize; 2]) -> trace::Span {
+        let seen = trace::kernel(name).with("rows", rows);
+        seen.with("out", n).with("in", k)
     }
 
     fn size(weight: &Tensor) -> [usize; 2] {

@@ -154,6 +154,7 @@ mod avx512 {
         entropy: bool,
     ) -> Softmax {
         let rows = logits.size()[0];
+        let _kernel = trace::kernel("softmax").with("rows", rows);
         let empty = |size: &[i64]| Tensor::empty(size, (Kind::Float, Device::Cpu));
         let (mut logp, mut stats) = (empty(&[rows]), empty(&[rows, 2]));
         let mut entropies = empty(&[if entropy { rows } else { 0 }]);
@@ -200,6 +201,7 @@ mod avx512 {
         d_logp: &Tensor,
         d_entropy: Option<&Tensor>,
     ) {
+        let _kernel = trace::kernel("softmax_backward").with("rows", logits.size()[0]);
         let (targets, d_logp) = (targets.contiguous(), d_logp.contiguous());
         let d_entropy = d_entropy.map(Tensor::contiguous);
         let known = softmax::Known {

@@ -103,6 +103,7 @@ mod avx512 {
             spec: &AttendSpec,
         ) -> Tensor {
             let size = q.size();
+            let _kernel = trace::kernel("attention").with("rows", size[0]);
             assert_eq!(
                 size[0] as usize, self.rows,
                 "queries have as many rows as the layout"
@@ -132,6 +133,7 @@ mod avx512 {
             let (families, uncovered, result) =
                 (Rc::clone(&self.families), self.uncovered, o.detach());
             record(&inputs, o, move |d_o| {
+                let _kernel = trace::kernel("attention_backward").with("rows", d_o.size()[0]);
                 let mut dq = fresh(&q, uncovered);
                 let [mut dk, mut dv] =
                     [&k, &v].map(|t| Tensor::zeros(t.size(), (Kind::Float, t.device())));

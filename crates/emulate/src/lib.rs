@@ -81,7 +81,7 @@ impl Machine for Emulator {
         unsafe { Tensor::from_blob(at.cast(), size, &strides, kind, Device::Cpu) }
     }
 
-    fn launch(&self, launch: &Launch) -> Result<(), Error> {
+    fn run(&self, launch: &Launch) -> Result<(), Error> {
         // the emulator's state is the process's
         static ONE: Mutex<()> = Mutex::new(());
         let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);

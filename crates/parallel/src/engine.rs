@@ -292,6 +292,7 @@ impl<'a> Engine<'a> {
         scene: &Scene,
         first: bool,
     ) -> Tensor {
+        let _forward = seen(&self.decoder.segments[index], Way::Forth, x, first);
         let dispatch = self.moe.dispatch();
         let experts = matches!(self.decoder.segments[index].kind, SegmentKind::Moe(_));
         // other ranks' rows may be waiting for experts that lie here
@@ -365,6 +366,7 @@ impl Walk<'_> {
         let engine = &self.engine;
         let segment = &engine.decoder.segments[index];
         let Step { input, graph } = step;
+        let _backward = seen(segment, Way::Back, &d_output, true);
         let Graph { output, parameters } = match graph {
             Some(graph) => {
                 // fills the storage that the graph's parameters share
@@ -398,6 +400,7 @@ impl Walk<'_> {
 
     fn embedding(&self, d_output: Tensor, grads: &mut dyn Gradients) -> Result<(), Error> {
         let decoder = self.engine.decoder;
+        let _backward = seen(&decoder.segments[0], Way::Back, &d_output, true);
         if d_output.size()[0] > 0 {
             let grad = self
                 .scene
@@ -407,6 +410,38 @@ impl Walk<'_> {
         }
         grads.done(&decoder.segments[0].params)
     }
+}
+
+enum Way {
+    Forth,
+    Back,
+}
+
+/// A segment's run, for a trace. `first`: not again, for the way back.
+fn seen(segment: &Segment, way: Way, x: &Tensor, first: bool) -> trace::Span {
+    let (forth, back, layer) = match segment.kind {
+        SegmentKind::Embed => ("embedding", "embedding backward", None),
+        SegmentKind::Attention(layer) => {
+            ("attention layer", "attention layer backward", Some(layer))
+        }
+        SegmentKind::Mlp(layer) => ("mlp layer", "mlp layer backward", Some(layer)),
+        SegmentKind::Moe(layer) => ("expert layer", "expert layer backward", Some(layer)),
+        SegmentKind::Norm => ("final norm", "final norm backward", None),
+    };
+    let mut seen = trace::phase(match way {
+        Way::Forth => forth,
+        Way::Back => back,
+    });
+    if trace::on() {
+        layer
+            .into_iter()
+            .for_each(|layer| seen.note("layer", layer));
+        seen.note("rows", x.size()[0]);
+        if !first {
+            seen.note("again", "activations were not kept");
+        }
+    }
+    seen
 }
 
 /// The same values as the start of a graph (token ids stay as they are).

@@ -14,6 +14,7 @@ mod names;
 mod output;
 mod past;
 mod price;
+mod profiling;
 mod progress;
 mod project;
 mod provenance;

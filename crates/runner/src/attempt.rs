@@ -13,6 +13,7 @@ use cache::{Claim, Cost, Keep, Key, Published, ResultRecord, Store};
 use serde_json::{Map, Value, json};
 use spec::Event;
 use spec::assertion::Steps;
+use spec::job::StepRange;
 
 use crate::cancel::{Cancel, Stop};
 use crate::curves;
@@ -34,6 +35,7 @@ use crate::session::Keyed;
 use crate::source::Access;
 use crate::space;
 use crate::tail::tail;
+use crate::traces;
 
 /// What all attempts of a run share.
 pub struct Shared {
@@ -47,6 +49,8 @@ pub struct Shared {
     pub resume: Resume,
     /// Kill each stage's processes once, after its first checkpoint.
     pub interrupt: bool,
+    /// Steps of which training stages write a trace.
+    pub profile: Option<StepRange>,
     pub access: Access,
     pub worker: Option<PathBuf>,
     /// Program and arguments that become the guard.
@@ -299,6 +303,7 @@ impl Runner<'_> {
                 device: job.device,
                 gpus: &job.gpus,
                 resume,
+                profile: shared.profile.filter(|_| stage.kind.checkpoints),
                 store,
                 recipe: &shared.recipe,
                 run: &shared.run,
@@ -356,6 +361,9 @@ impl Runner<'_> {
         });
         fault::at("ended");
         drop(gang);
+        if let Err(e) = traces::keep(&layout, &shared.run_dir, &stage.name, claim.attempt) {
+            self.warn(format!("its trace is lost: {e}"));
+        }
         let told = emitted.rest();
         if let Ok((rest, summary)) = &told {
             for event in rest {

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use cache::{Digest, Entry, Ingest, Link, Manifest, Store};
+use spec::job::{ProfileSpec, StepRange};
 use spec::{ArtifactKind, InputSpec, JobSpec, Resources, ResumeSpec};
 
 use crate::emitted;
@@ -37,6 +38,7 @@ pub type Inputs = BTreeMap<String, Vec<Input>>;
 /// | `resume` | the checkpoint to go on from |
 /// | `job.json` | the [`JobSpec`] |
 /// | `metrics.jsonl` | what a command tells of its metrics |
+/// | `trace/rank<r>.json` | what a rank was seen to do |
 pub struct Layout<'a> {
     pub root: &'a Path,
 }
@@ -55,6 +57,11 @@ impl Layout<'_> {
     /// Where an output is to be written.
     pub fn output(&self, name: &str) -> PathBuf {
         self.root.join("out").join(name)
+    }
+
+    /// Where ranks write traces.
+    pub fn traces(&self) -> PathBuf {
+        self.root.join("trace")
     }
 }
 
@@ -119,6 +126,7 @@ pub struct Worker<'a> {
     pub device: &'a str,
     pub gpus: &'a [String],
     pub resume: Option<ResumeSpec>,
+    pub profile: Option<StepRange>,
     pub store: &'a Store,
     pub recipe: &'a str,
     pub run: &'a str,
@@ -177,6 +185,10 @@ pub fn worker_gang(
         store: worker.store.url().to_owned(),
         device: worker.device.to_owned(),
         scratch: tmp.clone(),
+        profile: worker.profile.map(|steps| ProfileSpec {
+            steps,
+            dir: layout.traces(),
+        }),
         provenance: spec::job::Provenance {
             recipe: worker.recipe.to_owned(),
             run: worker.run.to_owned(),

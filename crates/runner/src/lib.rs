@@ -45,6 +45,7 @@ mod slots;
 mod source;
 mod states;
 mod tail;
+mod traces;
 mod track;
 mod trainer;
 
@@ -61,4 +62,5 @@ pub use resolve::{Resolved, State, Why, resolve};
 pub use run::run;
 pub use session::Found;
 pub use source::{Adoption, Change, Locked, Relock, adopt, at_hand, commit, locked, relock};
+pub use traces::FOLDER as TRACES;
 pub use trainer::{ask, worker};

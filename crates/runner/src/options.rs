@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use spec::job::StepRange;
+
 use crate::cancel::Cancel;
 
 /// Which device workers use.
@@ -50,6 +52,8 @@ pub struct Options {
     /// Kill the processes of each stage once, after its first checkpoint, and go on from there: what `recipe verify
     /// --resume` proves resuming with.
     pub interrupt: bool,
+    /// Steps of which training stages that compute write a trace.
+    pub profile: Option<StepRange>,
     pub device: Device,
     /// Go on with stages that do not need a failed one.
     pub keep_going: bool,
@@ -85,6 +89,7 @@ impl Options {
             force: Force::None,
             resume: Resume::Auto,
             interrupt: false,
+            profile: None,
             device: Device::Auto,
             keep_going: false,
             jobs: None,

@@ -7,16 +7,18 @@
 //! | `events.jsonl` | every [`Report`] with its time, appended as it happens |
 //! | `metrics.jsonl` | `{"stage", "attempt", "step", "metrics"}` per step |
 //! | `logs/<stage>-<attempt>.log` | what the attempt's processes printed, rank 0; other ranks beside it |
+//! | `trace/<stage>-<attempt>.rank<r>.json` | what a rank was seen to do in the steps of `--profile-steps` |
 //! | `sources/<digest>.json` | what a source held when a stage read it: files, and hashes of rows (content.rs) |
 //! | `guard.log` | what the guard had to kill, if anything |
 //!
 //! In a local store these files are written in place. For a remote store they are written to a directory of this
 //! machine and sent now and then, and at the end.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use cache::{Cost, Store};
 use serde::Serialize;
@@ -30,6 +32,7 @@ use crate::options::Options;
 use crate::outcome::{self, StageOutcome};
 use crate::report::{Report, Reporter};
 use crate::source::{Sources, write_atomic};
+use crate::traces;
 
 const VERSION: u32 = 1;
 /// At most this often `record.json` is replaced, and files are sent to a remote store.
@@ -72,6 +75,8 @@ pub struct Recorder<'a> {
     clock: Instant,
     written: Option<Instant>,
     sent: Instant,
+    /// Size and time of traces as they were sent: they are large, and written once.
+    traces: HashMap<PathBuf, (u64, SystemTime)>,
     /// The first failure to write, told once at the end.
     failure: Option<Error>,
 }
@@ -109,6 +114,7 @@ impl<'a> Recorder<'a> {
             clock,
             written: None,
             sent: Instant::now(),
+            traces: HashMap::new(),
             failure: None,
         })
     }
@@ -220,6 +226,14 @@ impl<'a> Recorder<'a> {
             let Ok(name) = entry.path().strip_prefix(&self.dir) else {
                 continue;
             };
+            let stamp = || {
+                let meta = entry.metadata().ok()?;
+                Some((meta.len(), meta.modified().ok()?))
+            };
+            let stamp = stamp().filter(|_| name.starts_with(traces::FOLDER));
+            if stamp.is_some() && self.traces.get(name) == stamp.as_ref() {
+                continue;
+            }
             let sent = match std::fs::read(entry.path()) {
                 Ok(bytes) => self
                     .store
@@ -231,8 +245,14 @@ impl<'a> Recorder<'a> {
                     source,
                 }),
             };
-            if let Err(e) = sent {
-                self.failure.get_or_insert(e);
+            match (sent, stamp) {
+                (Ok(()), Some(stamp)) => {
+                    self.traces.insert(name.to_owned(), stamp);
+                }
+                (Ok(()), None) => {}
+                (Err(e), _) => {
+                    self.failure.get_or_insert(e);
+                }
             }
         }
     }

@@ -57,6 +57,7 @@ pub fn run(plan: &Plan, options: &Options, reporter: &mut dyn Reporter) -> Resul
         grace: options.grace,
         resume: options.resume,
         interrupt: options.interrupt,
+        profile: options.profile,
         access: Access {
             offline: options.offline,
             locked: options.locked,

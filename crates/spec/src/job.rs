@@ -10,7 +10,9 @@ use crate::{ArtifactKind, FailureClass, Resources};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Version of [`JobSpec`] and [`Event`]: a worker refuses another one.
 pub const VERSION: u32 = 1;
@@ -57,6 +59,9 @@ pub struct JobSpec {
     pub device: String,
     /// The attempt's own directory, for temporary files.
     pub scratch: PathBuf,
+    /// Steps to record, if any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub profile: Option<ProfileSpec>,
     pub provenance: Provenance,
 }
 
@@ -78,6 +83,57 @@ pub struct InputSpec {
 pub struct ResumeSpec {
     pub step: u64,
     pub path: PathBuf,
+}
+
+/// Steps of which every rank writes a trace, `rank<r>.json`, below `dir`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProfileSpec {
+    pub steps: StepRange,
+    pub dir: PathBuf,
+}
+
+/// Steps from `first` to `last`, both of them among them; the first of a stage is 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepRange {
+    pub first: u64,
+    pub last: u64,
+}
+
+impl StepRange {
+    pub fn contains(self, step: u64) -> bool {
+        (self.first..=self.last).contains(&step)
+    }
+}
+
+impl fmt::Display for StepRange {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}..{}", self.first, self.last)
+    }
+}
+
+impl FromStr for StepRange {
+    type Err = String;
+
+    /// Reads `A..B`.
+    fn from_str(text: &str) -> Result<StepRange, String> {
+        let number = |part: &str| match part.parse::<u64>() {
+            Ok(0) => Err("steps are counted from 1".to_owned()),
+            Ok(step) => Ok(step),
+            Err(_) => Err(format!("'{part}' is no step")),
+        };
+        let Some((first, last)) = text.split_once("..") else {
+            return Err("give the first and the last step, as in 10..12".into());
+        };
+        let (first, last) = (number(first)?, number(last)?);
+        match first <= last {
+            true => Ok(StepRange { first, last }),
+            false => Err(format!(
+                "it ends before it begins: did you mean {last}..{first}?"
+            )),
+        }
+    }
 }
 
 /// Who asked; for logs only, never for what is written to an output, which is content.

@@ -131,6 +131,7 @@ impl<'a> Checkpoints<'a> {
         optimizer: &Optimizer,
         state: &S,
     ) -> Result<()> {
+        let _checkpoint = trace::phase("checkpoint").with("step", step);
         let dir = self.stage.job.scratch.join(format!("checkpoint-{step}"));
         // a failure of one rank is the whole gang's failure
         self.together(step, self.lead(|| empty(&dir)))?;

@@ -94,16 +94,18 @@ pub fn run(stage: &Stage) -> Result<Done> {
     let meter = Meter::measure(policy.config().kind, stage.device, stage.gang.size);
 
     for step in start..batches.steps {
-        let clock = Clock::start();
+        let mut clock = Clock::start(stage, step + 1);
         let rows = order.take(batches.cursor(step), batches.len(step));
         let batch: Vec<Unit> = rows.iter().map(|row| pairs.items[*row].clone()).collect();
         let counts = Counts::of(&batch);
+        clock.lap("data");
         let done = policy.accumulate(&batch, &|tokens| {
             let reference = reference.map(|known| known.rows(tokens, |unit| rows[unit]));
             Ok(objective.evaluate(tokens, reference.transpose()?.as_ref(), &counts, NAMES))
         })?;
         let lr = schedule.at(step);
         let update = policy.apply(&mut optimizer, lr)?;
+        clock.lap("train");
 
         let step = step + 1;
         let mut metrics = training::step_metrics(&done, &update, lr, &clock, &meter);
@@ -258,6 +260,7 @@ fn validate(
     pairs: &[Unit],
     reference: Option<&Logprobs>,
 ) -> Result<Metrics> {
+    let _validate = trace::phase("validate").with("pairs", pairs.len());
     let mut metrics = Metrics::new();
     if pairs.is_empty() {
         return Ok(metrics);

@@ -98,7 +98,7 @@ pub fn run(stage: &Stage) -> Result<Done> {
     let meter = Meter::measure(policy.config().kind, stage.device, stage.gang.size);
 
     for step in start..steps {
-        let mut clock = Clock::start();
+        let mut clock = Clock::start(stage, step + 1);
         let mut metrics = Metrics::new();
         let mut groups = run.rollout(&policy, &mut state, &mut metrics)?;
         clock.lap("rollout");

@@ -10,6 +10,7 @@
 //! | `examples`, `reference` | rows as units; log-probabilities known beforehand |
 //! | `play`, `group`, `batch` | episodes played by all ranks; groups, and as the trainer takes them |
 //! | `stats` | estimates with intervals |
+//! | `profile` | steps that are recorded as a trace |
 //! | `gang`, `report`, `stop`, `failure` | ranks, events, signals, errors |
 
 mod batch;
@@ -27,6 +28,7 @@ mod grpo;
 mod ids;
 mod init;
 mod play;
+mod profile;
 mod reference;
 mod report;
 mod score;
@@ -45,6 +47,7 @@ use spec::{Event, JobSpec};
 
 use failure::{Failure, Result, at};
 use gang::Gang;
+use profile::Profile;
 use report::Report;
 use stage::{Done, Stage};
 
@@ -140,13 +143,16 @@ fn stage(file: &Path, report: Report) -> Result<Done> {
         gang::wanted(job.resources.collectives, device),
     )?;
     let stage = Stage {
+        profile: Profile::new(&job, gang.rank, device),
         job,
         gang,
         device,
         report,
     };
     report.event(&stage.started());
-    run(&stage)
+    let done = run(&stage);
+    stage.profile.finish(report);
+    done
 }
 
 /// A panic is a bug of ours, whatever the input was.

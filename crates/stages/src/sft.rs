@@ -55,7 +55,7 @@ pub fn run(stage: &Stage) -> Result<Done> {
     let meter = Meter::measure(policy.config().kind, stage.device, stage.gang.size);
 
     for step in start..batches.steps {
-        let clock = Clock::start();
+        let mut clock = Clock::start(stage, step + 1);
         let rows = order.take(batches.cursor(step), batches.len(step));
         let batch: Vec<Unit> = rows
             .into_iter()
@@ -63,9 +63,11 @@ pub fn run(stage: &Stage) -> Result<Done> {
             .collect();
         let tokens = batch.iter().map(Unit::masked).sum();
         let coefficient = sft::coefficient(tokens);
+        clock.lap("data");
         let done = policy.accumulate_known(&batch, &|_, _, _| coefficient, None)?;
         let lr = schedule.at(step);
         let update = policy.apply(&mut optimizer, lr)?;
+        clock.lap("train");
 
         let step = step + 1;
         let mut metrics = training::step_metrics(&done, &update, lr, &clock, &meter);
@@ -88,6 +90,7 @@ pub fn run(stage: &Stage) -> Result<Done> {
 
 /// `validation/loss` and `validation/perplexity` of held-out examples, if there are any.
 fn validate(policy: &Policy, held_out: &[Unit]) -> Result<Metrics> {
+    let _validate = trace::phase("validate").with("examples", held_out.len());
     let mut metrics = Metrics::new();
     let tokens: usize = held_out.iter().map(Unit::masked).sum();
     if tokens > 0 {

@@ -14,6 +14,7 @@ use tch::{Device, Kind};
 
 use crate::failure::{Failure, Result, at};
 use crate::gang::Gang;
+use crate::profile::Profile;
 use crate::report::{Metrics, Report};
 
 /// One stage on one rank.
@@ -22,6 +23,7 @@ pub struct Stage {
     pub gang: Gang,
     pub device: Device,
     pub report: Report,
+    pub profile: Profile,
 }
 
 /// How a stage ended.

@@ -1,9 +1,9 @@
 //! Small pieces that the training loops share: set-up, batches, and the metrics of a step.
 
 use std::path::Path;
-use std::time::Instant;
 
 use spec::kinds::{self, Length, Training};
+use trace::{Category, Mark};
 use train::{
     Accumulated, Checkpointing, Meter, Optimizer, OptimizerConfig, Policy, PolicyConfig, Schedule,
     Shape, StepStats,
@@ -138,27 +138,30 @@ impl Batches {
     }
 }
 
-/// Times the parts of a step.
+/// Times the parts of a step, which are phases of its trace if it has one.
 pub struct Clock {
-    start: Instant,
-    lap: Instant,
+    start: Mark,
+    lap: Mark,
     laps: Vec<(&'static str, f64)>,
 }
 
 impl Clock {
-    pub fn start() -> Clock {
-        let now = Instant::now();
+    /// Of a step, by its number: the first is 1.
+    pub fn start(stage: &Stage, step: u64) -> Clock {
+        stage.profile.step(step);
         Clock {
-            start: now,
-            lap: now,
+            start: Mark::now(),
+            lap: Mark::now(),
             laps: Vec::new(),
         }
     }
 
     /// Ends a part; its seconds are reported as `timing/<name>`.
     pub fn lap(&mut self, name: &'static str) {
-        self.laps.push((name, self.lap.elapsed().as_secs_f64()));
-        self.lap = Instant::now();
+        let now = Mark::now();
+        trace::lap(Category::Phase, name, &self.lap, &now);
+        self.laps.push((name, now.since(&self.lap)));
+        self.lap = now;
     }
 
     /// Adds the times so far.
@@ -166,7 +169,7 @@ impl Clock {
         for (name, seconds) in &self.laps {
             metrics.insert(format!("timing/{name}"), *seconds);
         }
-        metrics.insert("timing/step".into(), self.start.elapsed().as_secs_f64());
+        metrics.insert("timing/step".into(), self.start.elapsed());
     }
 }
 
@@ -186,7 +189,7 @@ pub fn step_metrics(
         metrics.insert("train/skipped_steps".into(), update.skipped_total as f64);
     }
     clock.report(&mut metrics);
-    let seconds = clock.start.elapsed().as_secs_f64();
+    let seconds = clock.start.elapsed();
     for (name, value) in meter.rates(done.work, seconds) {
         metrics.insert(name.into(), value);
     }

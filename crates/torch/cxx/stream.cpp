@@ -46,9 +46,10 @@ char* rt_stream_side(int32_t type, int32_t index, StreamId* out) {
 char* rt_stream_native(const StreamId* s, void** out) {
   return guarded([&] { *out = stream(s).native_handle(); });
 }
-char* rt_stream_record(const StreamId* s, c10::Event** out) {
+char* rt_stream_record(const StreamId* s, int timed, c10::Event** out) {
   return guarded([&] {
-    auto event = std::make_unique<c10::Event>(static_cast<c10::DeviceType>(s->type));
+    auto flag = timed ? c10::EventFlag::BACKEND_DEFAULT : c10::EventFlag::PYTORCH_DEFAULT;
+    auto event = std::make_unique<c10::Event>(static_cast<c10::DeviceType>(s->type), flag);
     event->record(stream(s));
     *out = event.release();
   });
@@ -58,6 +59,13 @@ char* rt_stream_wait(const StreamId* s, const c10::Event* event) {
 }
 char* rt_event_ended(const c10::Event* event, int* out) {
   return guarded([&] { *out = event->query(); });
+}
+char* rt_event_synchronize(const c10::Event* event) {
+  return guarded([&] { event->synchronize(); });
+}
+// milliseconds; both are timed and have been reached
+char* rt_event_between(const c10::Event* from, const c10::Event* to, double* out) {
+  return guarded([&] { *out = from->elapsedTime(*to); });
 }
 void rt_event_free(c10::Event* event) { delete event; }
 }

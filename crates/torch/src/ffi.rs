@@ -136,10 +136,18 @@ unsafe extern "C" {
     pub fn rt_stream_current(kind: i32, index: i32, out: *mut StreamId) -> *mut c_char;
     pub fn rt_stream_side(kind: i32, index: i32, out: *mut StreamId) -> *mut c_char;
     pub fn rt_stream_native(stream: *const StreamId, out: *mut *mut c_void) -> *mut c_char;
-    pub fn rt_stream_record(stream: *const StreamId, out: *mut Raw) -> *mut c_char;
+    pub fn rt_stream_record(stream: *const StreamId, timed: c_int, out: *mut Raw) -> *mut c_char;
     pub fn rt_stream_wait(stream: *const StreamId, event: Raw) -> *mut c_char;
     pub fn rt_event_ended(event: Raw, out: *mut c_int) -> *mut c_char;
+    pub fn rt_event_synchronize(event: Raw) -> *mut c_char;
+    pub fn rt_event_between(from: Raw, to: Raw, out: *mut f64) -> *mut c_char;
     pub fn rt_event_free(event: Raw);
+
+    pub fn rt_observe_start(
+        begun: extern "C" fn(),
+        ended: extern "C" fn(*const c_char),
+    ) -> *mut c_char;
+    pub fn rt_observe_stop();
 
     pub fn rt_fused_adamw(
         params: *const Raw,

@@ -10,6 +10,7 @@
 //! | [`cuda`] | loading `libtorch_cuda` at run time, so that one binary serves CPU and GPU |
 //! | [`fused`] | multi-tensor AdamW |
 //! | [`memory`] | bytes of CPU tensors and of a device's, counted; freed memory, kept |
+//! | [`observe`] | a look at operators while they run |
 //! | [`storage`] | version counters, storage resize |
 //! | [`stream`] | streams of a device, and events on them |
 
@@ -20,6 +21,7 @@ pub mod dist;
 mod ffi;
 pub mod fused;
 pub mod memory;
+pub mod observe;
 pub mod storage;
 pub mod stream;
 pub mod threads;

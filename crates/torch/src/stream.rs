@@ -58,9 +58,18 @@ impl Stream {
 
     /// The end of the work given so far.
     pub fn record(self) -> Result<Event, Error> {
+        self.event(false)
+    }
+
+    /// As [`Stream::record`], for [`Event::since`].
+    pub fn mark(self) -> Result<Event, Error> {
+        self.event(true)
+    }
+
+    fn event(self, timed: bool) -> Result<Event, Error> {
         let mut out = std::ptr::null_mut();
         // SAFETY: `out` receives an owned handle on success.
-        ffi::check(unsafe { ffi::rt_stream_record(&self.0, &mut out) })?;
+        ffi::check(unsafe { ffi::rt_stream_record(&self.0, timed.into(), &mut out) })?;
         Ok(Event(out))
     }
 
@@ -78,6 +87,20 @@ impl Event {
         // SAFETY: a live handle.
         ffi::check(unsafe { ffi::rt_event_ended(self.0, &mut out) })?;
         Ok(out != 0)
+    }
+
+    /// Returns when the stream has reached it.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        // SAFETY: a live handle.
+        ffi::check(unsafe { ffi::rt_event_synchronize(self.0) })
+    }
+
+    /// Milliseconds of the device from `earlier` to this, both of [`Stream::mark`] and reached.
+    pub fn since(&self, earlier: &Event) -> Result<f64, Error> {
+        let mut out = 0.0;
+        // SAFETY: live handles.
+        ffi::check(unsafe { ffi::rt_event_between(earlier.0, self.0, &mut out) })?;
+        Ok(out)
     }
 }
 

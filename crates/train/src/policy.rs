@@ -204,6 +204,7 @@ impl Policy {
             let input = Input::new(hidden, matrix, &targets);
             let scored = policy.head().score(input, entropy != Entropy::Off, true)?;
             let tokens = policy.leaves(&owned.gather(scored.values())?, laid);
+            let evaluating = trace::phase("loss").with("tokens", tokens.logp.numel());
             let out = tch::with_grad(|| loss(&tokens))?;
             sums.add(LOSS, out.loss.double_value(&[]));
             for (name, value) in out.metrics {
@@ -213,6 +214,7 @@ impl Policy {
                 .iter()
                 .map(|pull| owned.take(pull))
                 .collect();
+            drop(evaluating);
             let pull = Pull {
                 logp: &pulled[0],
                 entropy: pulled.get(1),
@@ -246,6 +248,7 @@ impl Policy {
             let values = owned.gather(scored.values())?;
             sums.add(LOSS, values[0].dot(&coefficients).double_value(&[]));
             if let Some(observe) = observe {
+                let _observing = trace::phase("loss").with("tokens", values[0].numel());
                 let metrics = tch::no_grad(|| observe(&policy.leaves(&values, laid)))?;
                 for (name, value) in metrics {
                     sums.add(name, value);
@@ -263,6 +266,7 @@ impl Policy {
     /// # Errors
     /// [`Error::Diverged`] when that happened `skip_limit` times in a row.
     pub fn apply(&mut self, optimizer: &mut Optimizer, lr: f64) -> Result<StepStats, Error> {
+        let _optimizer = trace::phase("optimizer");
         let update = self.update(optimizer)?;
         let grad_norm = match &update {
             Some(update) if self.groups.world.size() == 1 => update.norm()?,
@@ -368,11 +372,13 @@ impl Policy {
         self.moe.set_pull(None);
         self.moe.set_every_row(false);
         done?;
+        let reducing = trace::phase("reduce");
         self.grads.reduce()?;
         if !self.speaks() {
             sums = Sums::default();
         }
         sums.reduce(&*self.groups.world)?;
+        drop(reducing);
         let mut balance = 0.0;
         if let Some(experts) = &self.decoder.config.experts {
             let load = self.expert_load(experts)?;

@@ -107,6 +107,7 @@ impl<'a> Batch<'a> {
         &self,
         with: impl FnOnce(&str, &Tensor) -> Result<T, Error>,
     ) -> Result<T, Error> {
+        let _head = trace::phase("head");
         let sharded = &self.policy.sharded;
         let name = self.engine.decoder.lm_head_name();
         let matrix = sharded.gather_one(name)?;
@@ -114,6 +115,16 @@ impl<'a> Batch<'a> {
         drop(matrix);
         sharded.release_one(name);
         Ok(out)
+    }
+
+    /// What is done with a microbatch, for a trace.
+    fn seen(&self, what: &'static str, piece: usize, microbatch: usize) -> trace::Span {
+        let seen = trace::phase(what).with("microbatch", microbatch);
+        let seen = seen.with("tokens", self.laid(microbatch).rows);
+        match self.pieces.len() {
+            1 => seen,
+            _ => seen.with("piece", piece),
+        }
     }
 
     fn boundary(&self, piece: usize, microbatch: usize) -> Tensor {
@@ -168,11 +179,13 @@ impl Chunks for Training<'_, '_> {
     ) -> Result<Option<Tensor>, Error> {
         let batch = self.batch;
         let (range, input, laid) = batch.enter(piece, microbatch, input);
+        let forward = batch.seen("forward", piece, microbatch);
         if range.start == 0 {
             // the embedding comes now, and its gradient of the microbatch before is as large
             self.grads.settle()?;
         }
         let walk = batch.engine.forward_range(range, input, &laid.batch)?;
+        drop(forward);
         let output = if batch.is_last(piece) {
             let d_hidden = self.head(walk.output(), laid)?;
             self.pulled.insert(microbatch, d_hidden);
@@ -192,6 +205,7 @@ impl Chunks for Training<'_, '_> {
     ) -> Result<Option<Tensor>, Error> {
         let walk = self.walks.remove(&(piece, microbatch));
         let d_output = d_output.or_else(|| self.pulled.remove(&microbatch));
+        let _backward = self.batch.seen("backward", piece, microbatch);
         let walked = walk
             .zip(d_output)
             .expect("the schedule goes forward before it goes back");
@@ -220,7 +234,9 @@ impl Chunks for Inference<'_, '_> {
     ) -> Result<Option<Tensor>, Error> {
         let batch = self.batch;
         let (range, input, laid) = batch.enter(piece, microbatch, input);
+        let forward = batch.seen("score", piece, microbatch);
         let output = batch.engine.infer_range(range, input, &laid.batch)?;
+        drop(forward);
         if !batch.is_last(piece) {
             return Ok(Some(output));
         }

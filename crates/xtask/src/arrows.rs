@@ -16,22 +16,27 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("recipe", &["runner", "spec", "cache", "arch", "data"]),
     ("torch", &[]),
     ("model", &["arch", "torch"]),
-    ("kernels", &["model", "torch"]),
+    ("trace", &["torch"]),
+    ("kernels", &["model", "torch", "trace"]),
     ("emulate", &["kernels"]),
-    ("parallel", &["model", "arch", "torch"]),
+    ("parallel", &["model", "arch", "torch", "trace"]),
     (
         "train",
-        &["parallel", "model", "kernels", "data", "arch", "torch"],
+        &[
+            "parallel", "model", "kernels", "data", "arch", "torch", "trace",
+        ],
     ),
     (
         "rollout",
-        &["parallel", "model", "kernels", "data", "arch", "torch"],
+        &[
+            "parallel", "model", "kernels", "data", "arch", "torch", "trace",
+        ],
     ),
     (
         "stages",
         &[
             "train", "rollout", "parallel", "model", "kernels", "data", "spec", "cache", "arch",
-            "torch",
+            "torch", "trace",
         ],
     ),
     ("product-tests", &[]),

@@ -153,7 +153,7 @@ impl Machine for Gpu {
         self.device
     }
 
-    fn launch(&self, launch: &Launch) -> Result<(), Error> {
+    fn run(&self, launch: &Launch) -> Result<(), Error> {
         let function = self.function(launch.file, &launch.kernel)?;
         let stream = Stream::current(self.device).and_then(Stream::native);
         let stream = stream.map_err(|e| Error::Driver {

@@ -19,7 +19,20 @@ pub trait Machine: Sync {
     ///
     /// # Errors
     /// A source that does not compile, or the driver's.
-    fn launch(&self, launch: &Launch) -> Result<(), Error>;
+    fn launch(&self, launch: &Launch) -> Result<(), Error> {
+        let seen = trace::span_named(trace::Category::Kernel, || launch.kernel.clone());
+        let blocks: u64 = launch.grid.iter().map(|&n| u64::from(n)).product();
+        let _kernel = seen
+            .with("blocks", blocks)
+            .with("threads", u64::from(launch.threads));
+        self.run(launch)
+    }
+
+    /// [`Machine::launch`] as this machine does it.
+    ///
+    /// # Errors
+    /// As there.
+    fn run(&self, launch: &Launch) -> Result<(), Error>;
 }
 
 /// One launch of a kernel.

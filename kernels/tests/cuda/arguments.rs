@@ -11,7 +11,7 @@ impl Machine for Never {
         Device::Cpu
     }
 
-    fn launch(&self, launch: &Launch) -> Result<(), Error> {
+    fn run(&self, launch: &Launch) -> Result<(), Error> {
         panic!("launched {}", launch.kernel)
     }
 }
@@ -392,7 +392,7 @@ fn another_device_is_named() {
         fn device(&self) -> Device {
             Device::Cuda(3)
         }
-        fn launch(&self, _: &Launch) -> Result<(), Error> {
+        fn run(&self, _: &Launch) -> Result<(), Error> {
             panic!("launched")
         }
     }

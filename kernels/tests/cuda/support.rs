@@ -44,8 +44,8 @@ impl Machine for Poisoned {
         }
     }
 
-    fn launch(&self, launch: &Launch) -> Result<(), Error> {
-        self.0.launch(launch)
+    fn run(&self, launch: &Launch) -> Result<(), Error> {
+        self.0.run(launch)
     }
 }
 

@@ -82,6 +82,11 @@ pub(super) struct Call<'a> {
 }
 
 impl Call<'_> {
+    /// Bytes of the call's tensor.
+    fn bytes(&self) -> usize {
+        self.tensor.numel() * self.tensor.kind().elt_size_in_bytes()
+    }
+
     fn line(&self, call: u64, group: &str) -> String {
         format!(
             "{} over {group} of {:?} {:?} in phase '{}' (its call {call} there)",
@@ -119,6 +124,24 @@ impl Inner {
         self.net
             .counts
             .add(&self.name, call.collective, call.tensor);
+    }
+
+    /// The call, for a trace, while this thread is in it.
+    pub fn seen(&self, call: &Call) -> trace::Span {
+        trace::span(trace::Category::Collective, call.collective)
+            .with("axis", self.name.as_str())
+            .with("ranks", self.members.len())
+            .with("bytes", call.bytes())
+            .with("for", call.phase)
+    }
+
+    /// As [`Inner::seen`], of a call that goes on beside this thread.
+    fn beside(&self, call: &Call) -> trace::Beside {
+        trace::Beside::new(trace::Category::Collective, call.collective)
+            .with("axis", self.name.as_str())
+            .with("ranks", self.members.len())
+            .with("bytes", call.bytes())
+            .with("for", call.phase)
     }
 
     /// The call in words.
@@ -219,11 +242,14 @@ fn pending(
 ) -> Pending {
     let line = inner.line(call);
     let (collective, phase) = (call.collective, call.phase.to_owned());
+    let beside = inner.beside(call);
     let inner = inner.clone();
     let out = out.map(Tensor::shallow_clone);
     Pending::new(move || {
-        work.wait()
-            .map_err(|e| inner.failure(line, collective, &phase, &e))?;
+        let waiting = trace::span(trace::Category::Collective, "wait").with("on", collective);
+        let waited = work.wait();
+        drop((beside, waiting));
+        waited.map_err(|e| inner.failure(line, collective, &phase, &e))?;
         if let Some(mut out) = out {
             unstage(&staged, &mut out);
         }
@@ -265,6 +291,7 @@ impl Gloo {
             phase,
             tensor: &seen,
         };
+        let _seen = self.0.seen(&call);
         self.0.begin(&call)?;
         let mut staged = host(tensor);
         self.0.run(&call, |g| op(g, &mut staged))?;
@@ -375,6 +402,7 @@ impl Collective for Gloo {
             phase,
             tensor: input,
         };
+        let _seen = self.0.seen(&call);
         self.0.begin(&call)?;
         let (mut staged, input) = (host(out), host(input));
         self.0.run(&call, |g| {
@@ -407,6 +435,7 @@ impl Collective for Gloo {
             phase,
             tensor: &seen,
         };
+        let _seen = self.0.seen(&call);
         self.0.count(&call);
         let mut staged = host(tensor);
         self.0.run(&call, |g| g.recv(&mut staged, from, TAG))?;
@@ -421,6 +450,7 @@ impl Collective for Gloo {
             phase,
             tensor: &none,
         };
+        let _seen = self.0.seen(&call);
         self.0.calls.set(self.0.calls.get() + 1);
         self.0.run(&call, |g| g.barrier())
     }

@@ -38,6 +38,10 @@ pub struct RunArgs {
     /// What to do with checkpoints of an interrupted stage
     #[arg(long, value_enum, default_value_t = ResumeArg::Auto)]
     pub resume: ResumeArg,
+    /// Write a trace of these steps of each training stage that computes, the first to the last, as in
+    /// 10..12: for https://ui.perfetto.dev, in the run's record
+    #[arg(long, value_name = "A..B")]
+    pub profile_steps: Option<spec::job::StepRange>,
     /// Start only if it is expected to cost at most this, from what its stages took before: time,
     /// CPU or GPU time (90min, 4cpuh, 2gpuh) or money (20USD, with --rate); several: 2gpuh,1h
     #[arg(long, value_name = "LIMIT", value_delimiter = ',')]

@@ -6,7 +6,7 @@ use crate::fail::{self, Fail};
 use crate::format::{duration, table};
 use crate::past::Run;
 use crate::progress::{Watch, plain, stage};
-use crate::{output, project, spending};
+use crate::{output, profiling, project, spending};
 use runner::{Outcome, Status};
 use serde_json::json;
 use spec::Plan;
@@ -37,6 +37,10 @@ fn work(args: RunArgs) -> Result<u8, Fail> {
     options.keep_going = args.keep_going;
     options.track = !args.no_track;
     options.jobs = args.jobs.map(|n| n as usize);
+    options.profile = args.profile_steps;
+    if let Some(steps) = args.profile_steps {
+        profiling::check(&plan, steps)?;
+    }
     options.resume = match args.resume {
         ResumeArg::Auto => runner::Resume::Auto,
         ResumeArg::Never => runner::Resume::Never,
@@ -53,12 +57,21 @@ fn work(args: RunArgs) -> Result<u8, Fail> {
         true => args.ci.write(&Run::of(&outcome)),
         false => Ok(()),
     };
+    let profiled = args
+        .profile_steps
+        .map(|_| profiling::of(&plan, &outcome, &options.store));
     if args.json {
         let mut value = serde_json::to_value(&outcome).unwrap_or_default();
         value["version"] = json!(1);
+        if let Some(profiled) = profiled {
+            value["profile"] = json!(profiled);
+        }
         output::json(&value);
     } else {
         output::line(summary(&outcome));
+        if let Some(profiled) = profiled {
+            output::line(profiled.to_string());
+        }
         if let Some(hint) = hint(&plan, &typed, &outcome) {
             output::line(hint);
         }

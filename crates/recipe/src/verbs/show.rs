@@ -6,8 +6,8 @@ use crate::format::{duration, number, table};
 use crate::past::{Reader, Run};
 use crate::progress::stage::key_metrics;
 use crate::verbs::runs::{state, text};
-use crate::{output, project, spending};
-use serde_json::Value;
+use crate::{output, profiling, project, spending};
+use serde_json::{Value, json};
 use spec::diagnostic::suggestion;
 use std::collections::BTreeMap;
 
@@ -32,9 +32,13 @@ pub fn run(args: ShowArgs) -> Result<u8, Fail> {
         metrics(&lines.unwrap_or_default(), &stage);
         return Ok(0);
     }
-    let Run { id, record, .. } = run;
+    let Run { id, mut record, .. } = run;
+    let traces = profiling::traces(reader.store(), &id)?;
     let stages = record["stages"].as_array().cloned().unwrap_or_default();
     if args.json {
+        if !traces.is_empty() {
+            record["traces"] = json!(traces);
+        }
         output::json(&record);
         return Ok(0);
     }
@@ -66,6 +70,9 @@ pub fn run(args: ShowArgs) -> Result<u8, Fail> {
     output::line(table(&rows));
     if let Some(verdicts) = verdicts(&stages) {
         output::line(format!("\n{verdicts}"));
+    }
+    if !traces.is_empty() {
+        output::line(format!("\n{}", profiling::listed(&traces)));
     }
     for stage in stages.iter().filter(|s| s["error"].is_object()) {
         let error = &stage["error"];

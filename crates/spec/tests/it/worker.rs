@@ -55,6 +55,7 @@ fn a_job_survives_json() {
         store: "/store".to_owned(),
         device: "cpu".to_owned(),
         scratch: "/scratch".into(),
+        profile: None,
         provenance: spec::job::Provenance::default(),
     };
     let text = serde_json::to_string(&job).unwrap();

@@ -93,6 +93,7 @@ impl Bench {
             store: self.path("store").to_str().unwrap().into(),
             device: "cpu".into(),
             scratch,
+            profile: None,
             provenance: Provenance::default(),
         }
     }

@@ -147,6 +147,7 @@ impl Nccl {
             lane.stream
                 .wait(&here.record().map_err(text)?)
                 .map_err(text)?;
+            let _seen = self.gloo.0.seen(call).on(lane.stream);
             let stream = lane.stream.native().map_err(text)?.cast();
             lane.comm.call(started + deadline, |library, comm| {
                 let on = On {
