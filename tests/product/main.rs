@@ -15,4 +15,5 @@ mod ranks;
 mod read_only;
 mod reuse;
 mod roundtrip;
+mod traces;
 mod verify;

@@ -1,5 +1,7 @@
 //! A scratch project that the real `recipe` binary is driven in.
 
+pub mod trace;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -19,12 +19,15 @@ pub struct Batch {
     pub rows: Vec<Row>,
     /// Sequences' rows, as ranges of `rows`: a sequence's rows lie together, ascending.
     pub runs: Vec<std::ops::Range<usize>>,
+    /// Rows whose token is not known yet, and where it is among the choices of the forward before.
+    pub unread: Vec<(usize, usize)>,
     tables: Vec<u32>,
 }
 
 impl Batch {
-    /// Appends tokens that stand at `position..` of the sequence with this block table.
-    pub fn push(&mut self, tokens: &[u32], position: usize, table: &[u32]) {
+    /// Appends tokens that stand at `position..` of the sequence with this block table; `unread`: where the last of them
+    /// is among the choices of the forward before, if it is not known.
+    pub fn push(&mut self, tokens: &[u32], position: usize, table: &[u32], unread: Option<usize>) {
         let start = self.tables.len() as u32;
         self.tables.extend(table);
         let table = (start, self.tables.len() as u32);
@@ -36,6 +39,8 @@ impl Batch {
                 table,
             }));
         self.runs.push(from..self.rows.len());
+        self.unread
+            .extend(unread.map(|place| (self.rows.len() - 1, place)));
     }
 
     /// Blocks of a row's sequence.

@@ -5,7 +5,9 @@ use kernels::cuda::paged::{self, Cache, Seen};
 use kernels::cuda::sample::{self, Picks};
 use kernels::cuda::{Error, Machine};
 use model::{Attend, AttendSpec};
-use tch::{Kind, Tensor};
+use tch::kind::Element;
+use tch::{Device, Kind, Tensor};
+use torch::stream::{Event, Stream};
 
 use crate::batch::Batch;
 use crate::blocks::BLOCK;
@@ -55,7 +57,7 @@ impl<'a> OnDevice<'a> {
         Some(Self {
             machine,
             tensors,
-            slots: Tensor::from_slice(&slots).to_device(device),
+            slots: upload(&slots, device),
             several: (!all).then(|| Gathered::of(tensors, batch, device, 2)),
             single: (!single.is_empty()).then(|| Single::new(machine, batch, &single, all)),
         })
@@ -79,14 +81,12 @@ impl Single {
         }
         let rows = (!all).then(|| {
             let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-            Tensor::from_slice(&rows).to_device(device)
+            upload(&rows, device)
         });
         Self {
             rows,
-            tables: Tensor::from_slice(&tables)
-                .view([lengths.len() as i64, width as i64])
-                .to_device(device),
-            lengths: Tensor::from_slice(&lengths).to_device(device),
+            tables: upload(&tables, device).view([lengths.len() as i64, width as i64]),
+            lengths: upload(&lengths, device),
             longest: i64::from(longest),
         }
     }
@@ -135,7 +135,7 @@ impl Attend for OnDevice<'_> {
     }
 }
 
-/// Chooses a token for each pick from its row of the logits; `None` where they are not numbers.
+/// Chooses a token for each pick from its row of the logits; nothing waits for the device.
 ///
 /// # Errors
 /// A vocabulary that the kernel has no room for, or the machine's.
@@ -143,7 +143,7 @@ pub fn choose(
     machine: &dyn Machine,
     logits: &Tensor,
     picks: &[(usize, Pick)],
-) -> Result<Vec<Option<Choice>>, Error> {
+) -> Result<Arriving, Error> {
     let (mut rows, mut by, mut top_k, mut top_p, mut draws) = (
         Vec::with_capacity(picks.len()),
         Vec::with_capacity(picks.len()),
@@ -163,30 +163,70 @@ pub fn choose(
         draws.push(pick.draw().u64() as i64);
     }
     let device = machine.device();
-    let put = |t: Tensor| t.to_device(device);
     let chosen = sample::choose(
         machine,
         &logits.contiguous(),
         &Picks {
-            rows: &put(Tensor::from_slice(&rows)),
-            by: &put(Tensor::from_slice(&by)),
-            top_k: &put(Tensor::from_slice(&top_k)),
-            top_p: &put(Tensor::from_slice(&top_p)),
-            draws: &put(Tensor::from_slice(&draws)),
+            rows: &upload(&rows, device),
+            by: &upload(&by, device),
+            top_k: &upload(&top_k, device),
+            top_p: &upload(&top_p, device),
+            draws: &upload(&draws, device),
         },
     )?;
-    // one copy for both: tokens as the bits of floats
-    let both = Tensor::stack(&[chosen.tokens, chosen.logprobs.view_dtype(Kind::Int)], 0);
-    let mut words = vec![0i32; 2 * picks.len()];
-    both.to_device(tch::Device::Cpu)
-        .copy_data(&mut words, 2 * picks.len());
-    let (tokens, logprobs) = words.split_at(picks.len());
-    let choice = |(&token, &logprob): (&i32, &i32)| {
-        let token = u32::try_from(token).ok()?;
-        let logprob = f32::from_bits(logprob as u32);
-        Some(Choice { token, logprob })
-    };
-    Ok(tokens.iter().zip(logprobs).map(choice).collect())
+    Ok(Arriving::new(chosen.tokens, &chosen.logprobs))
+}
+
+/// Choices on their way to the host.
+pub struct Arriving {
+    tokens: Tensor,
+    /// Tokens, then log-probabilities as the bits of floats, in host memory.
+    words: Tensor,
+    /// Where the stream has written them.
+    end: Option<Event>,
+}
+
+impl Arriving {
+    fn new(tokens: Tensor, logprobs: &Tensor) -> Self {
+        let both = Tensor::stack(&[&tokens, &logprobs.view_dtype(Kind::Int)], 0);
+        // from a GPU, memory that it writes by itself
+        let words = both.to_device_(Device::Cpu, Kind::Int, true, false);
+        let end = match tokens.device() {
+            Device::Cuda(_) => {
+                let end = Stream::current(tokens.device()).and_then(Stream::record);
+                Some(end.unwrap_or_else(|e| panic!("{e}")))
+            }
+            _ => None,
+        };
+        Self { tokens, words, end }
+    }
+
+    /// Token ids, int64, where they were chosen; 0 where there is none.
+    pub fn tokens(&self) -> Tensor {
+        self.tokens.to_kind(Kind::Int64).clamp_min(0)
+    }
+
+    /// The choices, when they are there.
+    pub fn read(self) -> Vec<Option<Choice>> {
+        if let Some(end) = &self.end {
+            end.synchronize().unwrap_or_else(|e| panic!("{e}"));
+        }
+        let mut words = vec![0i32; self.words.numel()];
+        self.words.copy_data(&mut words, self.words.numel());
+        let (tokens, logprobs) = words.split_at(words.len() / 2);
+        let choice = |(&token, &logprob): (&i32, &i32)| {
+            let token = u32::try_from(token).ok()?;
+            let logprob = f32::from_bits(logprob as u32);
+            Some(Choice { token, logprob })
+        };
+        tokens.iter().zip(logprobs).map(choice).collect()
+    }
+}
+
+/// Values on a device. The host does not wait for what the device was given before.
+pub fn upload<T: Element>(values: &[T], device: Device) -> Tensor {
+    let here = Tensor::from_slice(values);
+    here.to_device_(device, here.kind(), true, false)
 }
 
 fn done<T>(result: Result<T, Error>) -> T {

@@ -8,17 +8,17 @@ use crate::cpu::attention;
 use crate::cpu::gemm::Shared;
 use crate::cpu::memory::Memory;
 use crate::cpu::ops::{RowOps, elements, elements_mut};
-use crate::device::{self, OnDevice};
+use crate::device::{self, OnDevice, upload};
 use crate::paged::Gathered;
 use crate::peers::Peers;
 use crate::routes::Record;
-use crate::sampler::{Choice, Pick, Scratch, choose};
+use crate::sampler::{Choice, Chosen, Pick, Scratch, choose};
 use crate::store::Store;
 use half::bf16;
 use kernels::CudaOps;
 use kernels::cuda::Machine;
 use kernels::elem::Elem;
-use model::{Attend, AttendSpec, Context, Decoder, Libtorch, Ops, Weights};
+use model::{Attend, AttendSpec, Context, Decoder, Libtorch, Ops, Stream, Weights};
 use std::collections::HashSet;
 use tch::{Kind, Tensor};
 
@@ -64,18 +64,25 @@ impl Engine {
         }
     }
 
+    /// Whether a GPU's kernels compute.
+    pub fn is_gpu(&self) -> bool {
+        self.machine.is_some()
+    }
+
     /// Computes the rows of `batch`, leaves their keys and values in `store`, and returns the
-    /// logits `[ends.len(), vocab]` of the rows `ends`. `record` sees where rows go.
+    /// logits `[ends.len(), vocab]` of the rows `ends`. Tokens that are not known yet are among those chosen `before`.
+    /// `record` sees where rows go.
     ///
     /// # Errors
     /// A peer that is gone.
     pub fn forward(
         &mut self,
         store: &Store,
-        batch: &Batch,
+        (batch, before): (&Batch, Option<&Chosen>),
         ends: &[usize],
         record: &Record,
     ) -> Result<Tensor, Error> {
+        let tokens = self.tokens(batch, before);
         let longest = batch.rows.iter().map(|r| r.position).max().unwrap_or(0);
         self.extend_angles(i64::from(longest) + 1);
         match store {
@@ -86,7 +93,7 @@ impl Engine {
                     batch,
                 },
                 &self.rows,
-                (batch, ends),
+                (tokens, batch, ends),
                 record,
             ),
             Store::Bf16(memory) => self.run(
@@ -96,17 +103,22 @@ impl Engine {
                     batch,
                 },
                 &self.rows,
-                (batch, ends),
+                (tokens, batch, ends),
                 record,
             ),
             Store::Libtorch(tensors) => {
                 let machine = self.machine;
                 let attend = machine.and_then(|m| Some((m, OnDevice::new(m, tensors, batch)?)));
                 if let Some((machine, attend)) = attend {
-                    return self.run(&attend, &CudaOps::new(machine), (batch, ends), record);
+                    return self.run(
+                        &attend,
+                        &CudaOps::new(machine),
+                        (tokens, batch, ends),
+                        record,
+                    );
                 }
                 let attend = Gathered::new(tensors, batch, self.head.device());
-                self.run(&attend, &Libtorch, (batch, ends), record)
+                self.run(&attend, &Libtorch, (tokens, batch, ends), record)
             }
         }
     }
@@ -115,11 +127,10 @@ impl Engine {
         &self,
         attend: &dyn Attend,
         ops: &dyn Ops,
-        (batch, ends): (&Batch, &[usize]),
+        (tokens, batch, ends): (Tensor, &Batch, &[usize]),
         record: &Record,
     ) -> Result<Tensor, Error> {
-        let index = |v: Vec<i64>| Tensor::from_slice(&v).to_device(self.head.device());
-        let tokens = index(batch.rows.iter().map(|r| i64::from(r.token)).collect());
+        let index = |v: Vec<i64>| upload(&v, self.head.device());
         let positions = index(batch.rows.iter().map(|r| i64::from(r.position)).collect());
         let context = Context {
             cos: self.angles.0.index_select(0, &positions),
@@ -131,25 +142,48 @@ impl Engine {
             routing: record,
         };
         let last = self.segments.len() - 1;
-        let mut x = tokens;
+        let mut stream = Stream::from(tokens);
         for (i, params) in self.segments.iter().enumerate() {
             if i == last && ends.len() < batch.rows.len() {
-                x = x.index_select(0, &index(ends.iter().map(|&r| r as i64).collect()));
+                stream = stream.select(&index(ends.iter().map(|&r| r as i64).collect()));
             }
-            x = self.decoder.run(i, params, &x, &context);
+            stream = self.decoder.run_on(i, params, stream, &context);
         }
+        let x = stream.sum();
         self.peers.check()?;
         self.peers.logits(ops.linear(&x, &self.head, None))
     }
 
-    /// Chooses a token for each pick from its row of the logits; `None` where they are not numbers.
-    pub fn choose(&self, logits: &Tensor, picks: &[(usize, Pick)]) -> Vec<Option<Choice>> {
+    /// The tokens of a batch's rows, where the model lies.
+    fn tokens(&self, batch: &Batch, before: Option<&Chosen>) -> Tensor {
+        let device = self.head.device();
+        let known: Vec<i64> = batch.rows.iter().map(|r| i64::from(r.token)).collect();
+        let mut tokens = upload(&known, device);
+        if !batch.unread.is_empty() {
+            let (rows, places): (Vec<i64>, Vec<i64>) = batch
+                .unread
+                .iter()
+                .map(|&(row, place)| (row as i64, place as i64))
+                .unzip();
+            let chosen = before.expect("what is not read was chosen").tokens(device);
+            let chosen = chosen.index_select(0, &upload(&places, device));
+            let _ = tokens.index_copy_(0, &upload(&rows, device), &chosen);
+        }
+        tokens
+    }
+
+    /// Chooses a token for each pick from its row of the logits.
+    pub fn choose(&self, logits: &Tensor, picks: &[(usize, Pick)]) -> Chosen {
         match self.machine.map(|m| device::choose(m, logits, picks)) {
-            Some(Ok(chosen)) => return chosen,
+            Some(Ok(chosen)) => return Chosen::There(chosen),
             // more tokens than the kernel has room for
             None | Some(Err(kernels::cuda::Error::Unsupported { .. })) => {}
             Some(Err(e)) => panic!("{e}"),
         }
+        Chosen::Here(self.choose_here(logits, picks))
+    }
+
+    fn choose_here(&self, logits: &Tensor, picks: &[(usize, Pick)]) -> Vec<Option<Choice>> {
         match RowOps::takes(logits.kind(), logits.device()) {
             true if logits.kind() == Kind::BFloat16 => self.choose_of::<bf16>(logits, picks),
             true => self.choose_of::<f32>(logits, picks),
@@ -210,6 +244,7 @@ impl<E: Number> Attend for Rowwise<'_, E> {
         v: &Tensor,
         spec: &AttendSpec,
     ) -> Tensor {
+        let _kernel = trace::kernel("paged_attention").with("rows", q.size()[0]);
         let (q, k, v) = (q.contiguous(), k.contiguous(), v.contiguous());
         let mut out = q.empty_like();
         let mut pool = self.rows.pool();

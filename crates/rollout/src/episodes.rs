@@ -216,10 +216,12 @@ impl<'a, 'm> Driver<'a, 'm> {
         trajectory.routes = sample.routes;
         trajectory.finish = sample.finish;
 
-        let step = match episode
+        let graded = trace::phase("environment");
+        let step = episode
             .environment
-            .step(&episode.task, &trajectory.turns, &completion)
-        {
+            .step(&episode.task, &trajectory.turns, &completion);
+        drop(graded);
+        let step = match step {
             Ok(step) => step,
             Err(e) => {
                 trajectory.outcome = Outcome::Failed(e.to_string());

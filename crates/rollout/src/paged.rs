@@ -6,6 +6,7 @@
 use crate::batch::Batch;
 use crate::blocks::BLOCK;
 use crate::cpu::memory::Shape;
+use crate::device::upload;
 use model::{Attend, AttendSpec};
 use std::cell::RefCell;
 use tch::{Device, Kind, Tensor};
@@ -80,7 +81,7 @@ impl<'a> Gathered<'a> {
 
     /// For the rows of sequences that have at least `least` in `batch`.
     pub fn of(tensors: &'a Tensors, batch: &Batch, device: Device, least: usize) -> Self {
-        let index = |v: &[i64]| Tensor::from_slice(v).to_device(device);
+        let index = |v: &[i64]| upload(v, device);
         let slot = |(block, slot): (usize, usize)| (block * BLOCK + slot) as i64;
         let slots: Vec<i64> = (0..batch.rows.len())
             .map(|r| slot(batch.place(r)))

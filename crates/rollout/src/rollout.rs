@@ -3,9 +3,9 @@
 use crate::blocks::BLOCK;
 use crate::engine::Engine;
 use crate::peers::Peers;
-use crate::sampler::Pick;
-use crate::scheduler::Scheduler;
-use crate::sequence::Sequence;
+use crate::sampler::{Chosen, Pick};
+use crate::scheduler::{Round, Scheduler};
+use crate::sequence::{Arrival, Sequence};
 use crate::store::KvCache;
 use crate::{Error, Request, Sample, Sampling};
 use data::Tokenizer;
@@ -32,6 +32,10 @@ pub struct RolloutConfig {
     pub plain: bool,
     /// Whether samples carry the experts that their tokens went to.
     pub routes: bool,
+    /// Whether a forward starts before the host has read the tokens of the one before, which it then takes where they
+    /// lie; a sequence that ends is computed one token further, and that is dropped. None: on a GPU. Samples that
+    /// carry experts are read at once.
+    pub late: Option<bool>,
 }
 
 impl Default for RolloutConfig {
@@ -44,6 +48,7 @@ impl Default for RolloutConfig {
             threads: 0,
             plain: false,
             routes: false,
+            late: None,
         }
     }
 }
@@ -73,8 +78,27 @@ pub struct Rollout<'m> {
     engine: Engine,
     cache: KvCache,
     scheduler: Scheduler,
+    /// Whether a forward starts before the tokens of the one before are read.
+    late: bool,
+    /// The forward whose tokens are not read yet.
+    flying: Option<Flight>,
     arrivals: u64,
     stats: Stats,
+}
+
+/// A forward that was given to the device.
+struct Flight {
+    round: Round,
+    ends: Vec<End>,
+    chosen: Chosen,
+}
+
+/// A sequence for which a forward chose a token, or one for each of its samples.
+struct End {
+    arrival: Arrival,
+    /// Where it ran.
+    at: usize,
+    samples: usize,
 }
 
 impl<'m> Rollout<'m> {
@@ -138,6 +162,8 @@ impl<'m> Rollout<'m> {
         };
         let engine = tch::no_grad(|| Engine::new(decoder, weights, threads, peers));
         let scheduler = Scheduler::new(config.max_rows, config.max_sequences);
+        // what a host must look at after each forward, it waits for anyway
+        let late = config.late.unwrap_or(engine.is_gpu()) && !config.routes;
         Ok(Self {
             decoder,
             weights,
@@ -146,6 +172,8 @@ impl<'m> Rollout<'m> {
             engine,
             cache,
             scheduler,
+            late,
+            flying: None,
             arrivals: 0,
             stats: Stats::default(),
         })
@@ -257,6 +285,7 @@ impl<'m> Rollout<'m> {
 
     /// Drops everything that is queued.
     pub fn clear(&mut self) {
+        self.flying = None;
         self.scheduler.clear(&mut self.cache.blocks);
     }
 
@@ -268,27 +297,52 @@ impl<'m> Rollout<'m> {
         done
     }
 
+    /// Starts the next forward, if there is one, and ends the one before; the two are the same where tokens are read at
+    /// once.
     fn try_advance(&mut self) -> Result<Vec<Sequence>, Error> {
         if self.is_idle() {
             return Ok(Vec::new());
         }
         self.cache.check(self.weights)?;
+        let started = self.start_forward()?;
+        let mut done = match self.flying.take() {
+            Some(before) => self.read(before)?,
+            None => Vec::new(),
+        };
+        if let Some(flight) = started {
+            self.scheduler
+                .advance(&flight.round, &mut self.cache.blocks);
+            self.append(&flight);
+            match self.late {
+                true => self.flying = Some(flight),
+                false => done.extend(self.read(flight)?),
+            }
+        }
+        Ok(done)
+    }
 
-        // 1. what to compute
+    /// Gives the device the next forward and the choice of a token for every sample at its end.
+    fn start_forward(&mut self) -> Result<Option<Flight>, Error> {
+        let scheduling = trace::phase("schedule");
         let round = self.scheduler.schedule(&mut self.cache.blocks);
+        if round.is_empty() {
+            return Ok(None);
+        }
         for &(from, to) in &round.copies {
             self.cache.copy(from, to);
         }
         let ends: Vec<(usize, usize)> = round.ends(&self.scheduler.running).collect();
+        drop(scheduling);
 
-        // 2. compute it, choose a token for every sample at its end
         let rows: Vec<usize> = ends.iter().map(|e| e.0).collect();
         let record = self.cache.routes.record();
-        let engine = &mut self.engine;
+        let before = self.flying.as_ref().map(|flight| &flight.chosen);
+        let (engine, store) = (&mut self.engine, &self.cache.store);
+        let forward = round.seen();
         let logits =
-            tch::no_grad(|| engine.forward(&self.cache.store, &round.batch, &rows, &record))?;
+            tch::no_grad(|| engine.forward(store, (&round.batch, before), &rows, &record))?;
+        drop(forward);
         self.cache.routes.keep(&round.batch, record);
-        self.scheduler.advance(&round, &mut self.cache.blocks);
         let running = &self.scheduler.running;
         let picks: Vec<(usize, Pick)> = ends
             .iter()
@@ -304,34 +358,63 @@ impl<'m> Rollout<'m> {
                 s.samples.clone().map(move |sample| (row, pick(sample)))
             })
             .collect();
-        let choices = self.engine.choose(&logits, &picks);
+        let sampling = trace::phase("sample").with("tokens", picks.len());
+        let chosen = self.engine.choose(&logits, &picks);
+        drop(sampling);
+        let ends = ends.iter().map(|&(_, at)| End {
+            at,
+            arrival: running[at].arrival,
+            samples: running[at].samples.len(),
+        });
+        let ends = ends.collect();
         self.stats.steps += 1;
         self.stats.rows += round.batch.rows.len() as u64;
-        self.stats.sampled += choices.len() as u64;
+        Ok(Some(Flight {
+            round,
+            ends,
+            chosen,
+        }))
+    }
 
-        // 3. append the tokens, split groups, collect what ended
-        let mut choices = choices.into_iter();
-        let (tokenizer, eos) = (self.tokenizer, &self.config.eos);
-        let kind = self.weights.kind();
-        let mut append = |s: &mut Sequence| -> Result<(), Error> {
-            let choice = choices.next().flatten().ok_or_else(|| Error::NotFinite {
+    /// Appends the tokens that a forward chose, not read yet, and splits groups.
+    fn append(&mut self, flight: &Flight) {
+        let mut place = 0;
+        for end in &flight.ends {
+            let mut append = |s: &mut Sequence| {
+                s.tokens.push(0);
+                s.unread = Some(place);
+                place += 1;
+            };
+            match self.scheduler.find(end.arrival, end.at) {
+                // it ended with the forward before: what was chosen for it is nobody's
+                None => place += end.samples,
+                Some(at) if end.samples == 1 => append(&mut self.scheduler.running[at]),
+                Some(at) => self.scheduler.fork(at, &mut self.cache.blocks, &mut append),
+            }
+        }
+    }
+
+    /// Reads the tokens that a forward chose, and collects what ended with them.
+    fn read(&mut self, flight: Flight) -> Result<Vec<Sequence>, Error> {
+        let reading = trace::phase("read");
+        let choices = flight.chosen.read();
+        drop(reading);
+        let _ending = trace::phase("append");
+        let (tokenizer, eos, kind) = (self.tokenizer, &self.config.eos, self.weights.kind());
+        for s in self.scheduler.unread() {
+            let place = s.unread.take();
+            let choice = place.and_then(|place| choices[place]);
+            let position = s.tokens.len() - 1;
+            let choice = choice.ok_or_else(|| Error::NotFinite {
                 request: s.request.id,
-                position: s.tokens.len(),
+                position,
                 kind: format!("{kind:?}").to_lowercase(),
             })?;
-            s.tokens.push(choice.token);
+            s.tokens[position] = choice.token;
             s.logprobs.push(choice.logprob);
+            self.stats.sampled += 1;
             let text_stop = ends_in_stop(tokenizer, &s.request.sampling, s.completion())?;
             s.settle(eos, text_stop);
-            Ok(())
-        };
-        for &(_, at) in &ends {
-            if self.scheduler.running[at].samples.len() == 1 {
-                append(&mut self.scheduler.running[at])?;
-            } else {
-                self.scheduler
-                    .fork(at, &mut self.cache.blocks, &mut append)?;
-            }
         }
         let routes = &self.cache.routes;
         let keep = |s: &mut Sequence| s.routes = routes.of(&s.table, s.computed);

@@ -4,9 +4,11 @@
 //! (seed, request, sample, position); sums are taken in a fixed order.
 
 use crate::Sampling;
+use crate::device::{Arriving, upload};
 use data::rng::Draw;
 use kernels::elem::{Elem, LANES, exp_neg};
 use kernels::multiversion;
+use tch::{Device, Tensor};
 
 /// Tokens whose probabilities are summed in f32 before f64 takes over.
 const CHUNK: usize = 64;
@@ -34,6 +36,35 @@ impl Pick<'_> {
 pub struct Choice {
     pub token: u32,
     pub logprob: f32,
+}
+
+/// What was chosen for some picks; `None` where the logits are not numbers.
+pub enum Chosen {
+    /// By the host.
+    Here(Vec<Option<Choice>>),
+    /// By a device.
+    There(Arriving),
+}
+
+impl Chosen {
+    /// Token ids `[picks]`, int64, on `device`; 0 where there is none.
+    pub fn tokens(&self, device: Device) -> Tensor {
+        match self {
+            Chosen::Here(choices) => {
+                let token = |c: &Option<Choice>| c.map_or(0, |c| i64::from(c.token));
+                upload(&choices.iter().map(token).collect::<Vec<_>>(), device)
+            }
+            Chosen::There(arriving) => arriving.tokens(),
+        }
+    }
+
+    /// The choices; waits for the device, but not for what it was given after them.
+    pub fn read(self) -> Vec<Option<Choice>> {
+        match self {
+            Chosen::Here(choices) => choices,
+            Chosen::There(arriving) => arriving.read(),
+        }
+    }
 }
 
 /// Reusable memory of one thread.

@@ -6,16 +6,18 @@
 //! sequence that arrived last gives up its blocks and waits; what it had is computed again. None of
 //! this shows in the samples.
 
-use crate::Error;
 use crate::batch::Batch;
 use crate::blocks::{BLOCK, Blocks, Chain};
-use crate::sequence::Sequence;
+use crate::sequence::{Arrival, Sequence};
 use std::collections::VecDeque;
 
 /// A sequence's part of a round: `rows` more of its tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Turn {
+    /// Its place in [`Scheduler::running`] while the round is put together.
     running: usize,
+    /// Its arrival, by which it is found afterwards.
+    arrival: Arrival,
     rows: usize,
 }
 
@@ -27,11 +29,31 @@ pub struct Round {
     /// Blocks to copy before: from, to.
     pub copies: Vec<(u32, u32)>,
     turns: Vec<Turn>,
+    /// Rows of sequences whose prompt is not computed yet.
+    prompt_rows: usize,
 }
 
 impl Round {
+    /// Its forward, for a trace: `prefill` where all rows are of prompts, `decode` where none is.
+    pub fn seen(&self) -> trace::Span {
+        let rows = self.batch.rows.len();
+        let seen = trace::phase(match self.prompt_rows {
+            0 => "decode",
+            n if n == rows => "prefill",
+            _ => "prefill and decode",
+        });
+        seen.with("tokens", rows)
+            .with("prompt_tokens", self.prompt_rows)
+            .with("sequences", self.turns.len())
+    }
+
+    /// Whether there is nothing to compute.
+    pub fn is_empty(&self) -> bool {
+        self.turns.is_empty()
+    }
+
     /// Rows whose logits are wanted, ascending: the last tokens of sequences that are computed in
-    /// full, with the place of the sequence in [`Scheduler::running`].
+    /// full, with the place of the sequence in [`Scheduler::running`] as it was scheduled.
     pub fn ends<'a>(
         &'a self,
         running: &'a [Sequence],
@@ -93,12 +115,17 @@ impl Scheduler {
         let mut i = 0;
         self.running.sort_by_key(|s| s.arrival);
         while i < self.running.len() && rows > 0 {
+            if self.running[i].is_over() {
+                i += 1;
+                continue;
+            }
             let want = self.running[i].pending().min(rows);
             match self.reserve(blocks, i, want, &mut round) {
                 true => {
                     rows -= want;
                     round.turns.push(Turn {
                         running: i,
+                        arrival: self.running[i].arrival,
                         rows: want,
                     });
                     i += 1;
@@ -108,46 +135,69 @@ impl Scheduler {
         }
         // a waiting one starts only with blocks that nobody has to give up
         while rows > 0 && self.running.len() < self.max_sequences && i == self.running.len() {
-            let Some(mut sequence) = self.waiting.pop_front() else {
+            let next = self.waiting.iter().position(|s| !s.is_over());
+            let Some(mut sequence) = next.and_then(|at| self.waiting.remove(at)) else {
                 break;
             };
             self.adopt_prefix(blocks, &mut sequence);
             let want = sequence.pending().min(rows);
             if self.missing(blocks, &sequence, want) > blocks.available() {
+                self.add(sequence);
                 if self.running.is_empty() {
                     // only blocks of waiting sequences can be in the way
-                    self.waiting.push_front(sequence);
                     self.take_back_from_waiting(blocks);
                     continue;
                 }
-                self.waiting.push_front(sequence);
                 break;
             }
+            let arrival = sequence.arrival;
             self.running.push(sequence);
             let reserved = self.reserve(blocks, i, want, &mut round);
             debug_assert!(reserved, "enough blocks were available");
             rows -= want;
             round.turns.push(Turn {
                 running: i,
+                arrival,
                 rows: want,
             });
             i += 1;
         }
         for turn in &round.turns {
             let s = &self.running[turn.running];
+            let prompt = s.request.prompt.len().saturating_sub(s.computed);
+            round.prompt_rows += prompt.min(turn.rows);
             round.batch.push(
                 &s.tokens[s.computed..s.computed + turn.rows],
                 s.computed,
                 &s.table,
+                s.unread.filter(|_| s.pending() == turn.rows),
             );
         }
         round
     }
 
-    /// Counts a round's rows as computed and publishes the blocks that they filled.
+    /// Where the sequence that arrived then runs, unless it has ended: at `was`, where it ran when it was scheduled, or
+    /// before, as others have ended since.
+    pub fn find(&self, arrival: Arrival, was: usize) -> Option<usize> {
+        let most = self.running.len().min(was + 1);
+        self.running[..most]
+            .iter()
+            .rposition(|s| s.arrival == arrival)
+    }
+
+    /// Every sequence whose last token is not read.
+    pub fn unread(&mut self) -> impl Iterator<Item = &mut Sequence> {
+        let all = self.running.iter_mut().chain(&mut self.waiting);
+        all.filter(|s| s.unread.is_some())
+    }
+
+    /// Counts a round's rows as computed and publishes the blocks that they filled. The tokens of these rows are read.
     pub fn advance(&mut self, round: &Round, blocks: &mut Blocks) {
         for turn in &round.turns {
-            let s = &mut self.running[turn.running];
+            let Some(at) = self.find(turn.arrival, turn.running) else {
+                continue;
+            };
+            let s = &mut self.running[at];
             s.computed += turn.rows;
             while (s.chains.len() + 1) * BLOCK <= s.computed {
                 let at = s.chains.len();
@@ -160,18 +210,13 @@ impl Scheduler {
 
     /// Splits a computed group into one sequence per sample that share its blocks: the first takes
     /// the group's place in `running`, the others wait. `each` gives a sample its first token.
-    pub fn fork(
-        &mut self,
-        group: usize,
-        blocks: &mut Blocks,
-        mut each: impl FnMut(&mut Sequence) -> Result<(), Error>,
-    ) -> Result<(), Error> {
+    pub fn fork(&mut self, group: usize, blocks: &mut Blocks, mut each: impl FnMut(&mut Sequence)) {
         let whole = self.running[group].clone();
         for sample in whole.samples.clone() {
             let mut one = whole.clone();
             one.samples = sample..sample + 1;
             one.arrival.1 = sample;
-            each(&mut one)?;
+            each(&mut one);
             if sample == whole.samples.start {
                 self.running[group] = one;
             } else {
@@ -179,7 +224,6 @@ impl Scheduler {
                 self.add(one);
             }
         }
-        Ok(())
     }
 
     /// Takes the finished sequences out and frees their blocks, after `each` has seen them. A sample

@@ -5,6 +5,9 @@ use crate::{Finish, Request};
 use std::ops::Range;
 use std::rc::Rc;
 
+/// When a request came, and which of its samples this is.
+pub type Arrival = (u64, usize);
+
 /// Tokens, how many of them the cache holds, and where.
 #[derive(Clone)]
 pub struct Sequence {
@@ -15,7 +18,7 @@ pub struct Sequence {
     /// Whatever the submitter knows it by.
     pub tag: usize,
     /// Order of arrival: earlier ones are served first and give way last.
-    pub arrival: (u64, usize),
+    pub arrival: Arrival,
     /// Prompt and completion.
     pub tokens: Vec<u32>,
     /// One per token of the completion.
@@ -28,6 +31,9 @@ pub struct Sequence {
     pub chains: Vec<Chain>,
     /// Experts that its computed tokens went to; filled in when it ends.
     pub routes: Vec<u16>,
+    /// Set while its last token is chosen but not read: where that is among the choices of the forward under way.
+    /// Until it is read, the token stands as 0.
+    pub unread: Option<usize>,
     /// Set with its last token.
     pub finish: Option<Finish>,
 }
@@ -45,6 +51,7 @@ impl Sequence {
             table: Vec::new(),
             chains: Vec::new(),
             routes: Vec::new(),
+            unread: None,
             finish: None,
             request,
         }
@@ -58,6 +65,11 @@ impl Sequence {
     /// Tokens that a forward has yet to see.
     pub fn pending(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Whether its last token is the last that it may have, though nobody has read it yet.
+    pub fn is_over(&self) -> bool {
+        self.unread.is_some() && self.completion().len() >= self.request.sampling.max_tokens
     }
 
     /// Finishes if its last token ends it. `text_stop`: the text holds a stop string now.

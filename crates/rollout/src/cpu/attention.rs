@@ -314,7 +314,7 @@ mod tests {
                         next * 27 % 40
                     })
                     .collect();
-                batch.push(&vec![0; len], 0, &table);
+                batch.push(&vec![0; len], 0, &table, None);
             }
             let rows = batch.rows.len();
             let make = |heads: usize, salt: usize| {

@@ -182,6 +182,7 @@ impl RowOps {
 
 impl model::Ops for RowOps {
     fn rms_norm(&self, x: &Tensor, weight: &Tensor, eps: f64) -> Tensor {
+        let _kernel = trace::kernel("rms_norm").with("elements", x.numel());
         let x = x.contiguous();
         let mut y = x.empty_like();
         match x.kind() {
@@ -192,6 +193,7 @@ impl model::Ops for RowOps {
     }
 
     fn rope(&self, q: &Tensor, k: &Tensor, cos: &Tensor, sin: &Tensor) -> (Tensor, Tensor) {
+        let _kernel = trace::kernel("rope").with("elements", q.numel() + k.numel());
         let turn = |x: &Tensor| {
             let x = x.contiguous();
             let mut y = x.empty_like();
@@ -205,6 +207,7 @@ impl model::Ops for RowOps {
     }
 
     fn swiglu(&self, gate: &Tensor, up: &Tensor) -> Tensor {
+        let _kernel = trace::kernel("swiglu").with("elements", gate.numel());
         let (gate, up) = (gate.contiguous(), up.contiguous());
         let mut y = gate.empty_like();
         match gate.kind() {
@@ -220,6 +223,10 @@ impl model::Ops for RowOps {
 
     /// As one job of the pool.
     fn linears(&self, x: &Tensor, maps: &[(&Tensor, Option<&Tensor>)]) -> Vec<Tensor> {
+        let _kernel = trace::kernel("linear")
+            .with("rows", x.size()[0])
+            .with("out", maps.iter().map(|(w, _)| w.size()[0]).sum::<i64>())
+            .with("in", x.size()[1]);
         let x = x.contiguous();
         let size = |w: &Tensor| [x.size()[0], w.size()[0]];
         let empty = |(w, _): &(&Tensor, _)| Tensor::empty(size(w), (x.kind(), Device::Cpu));
@@ -232,6 +239,7 @@ impl model::Ops for RowOps {
     }
 
     fn softmax(&self, x: &Tensor) -> Tensor {
+        let _kernel = trace::kernel("softmax").with("rows", x.size()[0]);
         let x = x.contiguous();
         let mut y = Tensor::empty(x.size(), (Kind::Float, Device::Cpu));
         match x.kind() {

@@ -35,6 +35,11 @@ fn requests() -> Vec<Request> {
 }
 
 fn samples(kind: Kind, machine: Option<&'static Emulator>) -> Vec<Sample> {
+    generated(kind, machine, false)
+}
+
+/// `late`: tokens go from one forward to the next where they lie.
+fn generated(kind: Kind, machine: Option<&'static Emulator>, late: bool) -> Vec<Sample> {
     let config = ModelConfig::from_json(MODEL).unwrap();
     let weights = Weights::init(&config, 3, kind, Device::Cpu).unwrap();
     let decoder = Decoder::new(config);
@@ -43,6 +48,7 @@ fn samples(kind: Kind, machine: Option<&'static Emulator>) -> Vec<Sample> {
         cache_tokens: 512,
         // prompts come in pieces, beside rows of their own
         max_rows: 9,
+        late: Some(late),
         ..RolloutConfig::default()
     };
     let mut rollout = Rollout::new(&decoder, &weights, sizes).unwrap();
@@ -81,5 +87,16 @@ fn bf16_generation_by_kernels_agrees_with_the_cpus() {
     for (a, b) in ours.iter().zip(&plain).filter(|(a, _)| a.request == 0) {
         assert_eq!(a.tokens[0], b.tokens[0]);
         assert!((a.logprobs[0] - b.logprobs[0]).abs() < 0.1);
+    }
+}
+
+#[test]
+fn tokens_that_stay_on_the_device_are_those_that_are_read() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let machine = Emulator::leak(Guard::End, 7);
+        assert_eq!(
+            generated(kind, Some(machine), true),
+            generated(kind, Some(machine), false)
+        );
     }
 }

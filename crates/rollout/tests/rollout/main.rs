@@ -7,4 +7,5 @@ mod common;
 mod episodes;
 mod experts;
 mod fixtures;
+mod late;
 mod stops;
