@@ -107,8 +107,17 @@ impl Store {
 
     /// The same, of attempts from `from` on: a forced attempt does not resume from before it.
     pub fn newest_checkpoint_from(&self, key: &Key, from: u32) -> Result<Option<Checkpoint>> {
+        self.furthest(key, |_, attempt| attempt >= from)
+    }
+
+    /// The same, of no step beyond `last`.
+    pub fn newest_checkpoint_until(&self, key: &Key, last: u64) -> Result<Option<Checkpoint>> {
+        self.furthest(key, |step, _| step <= last)
+    }
+
+    fn furthest(&self, key: &Key, counts: impl Fn(u64, u32) -> bool) -> Result<Option<Checkpoint>> {
         for (step, attempt) in self.checkpoint_steps(key)?.into_iter().rev() {
-            if attempt < from {
+            if !counts(step, attempt) {
                 continue;
             }
             if let Some(found) = self.sound_checkpoint(key, attempt, step)? {
@@ -141,15 +150,18 @@ impl Store {
         Ok(found)
     }
 
-    /// Removes all checkpoints of `key` but the `keep` furthest that verify, and, from a local
-    /// store, the blobs that nothing else refers to. The number of records removed.
-    pub fn prune_checkpoints(&self, key: &Key, keep: usize) -> Result<usize> {
+    /// Removes all checkpoints of `key` but the `keep` furthest that verify and those of the steps `also`, and, from
+    /// a local store, the blobs that nothing else refers to. The number of records removed.
+    pub fn prune_checkpoints(&self, key: &Key, keep: usize, also: &[u64]) -> Result<usize> {
         let mut kept = 0;
         let mut removed = 0;
         let mut artifacts = Vec::new();
         for (step, attempt) in self.checkpoint_steps(key)?.into_iter().rev() {
             if kept < keep && self.sound_checkpoint(key, attempt, step)?.is_some() {
                 kept += 1;
+                continue;
+            }
+            if also.contains(&step) {
                 continue;
             }
             if let Ok(Some(old)) = self.checkpoint(key, attempt, step) {

@@ -88,7 +88,8 @@ fn steps(project: &Project, stage: &str) -> BTreeMap<u64, BTreeMap<String, f64>>
         if step == 0 {
             continue;
         }
-        let timed = |name: &str| name.starts_with("timing/") || name.starts_with("performance/");
+        let machine = ["timing/", "performance/", "memory/"];
+        let timed = |name: &str| machine.iter().any(|group| name.starts_with(group));
         let values = metrics
             .iter()
             .filter(|(name, _)| !timed(name))

@@ -10,6 +10,7 @@ mod full_disk;
 mod golden;
 mod keys;
 mod kills;
+mod parts;
 mod provenance;
 mod ranks;
 mod read_only;

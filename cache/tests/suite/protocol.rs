@@ -311,7 +311,7 @@ fn checkpoints_are_found_refused_and_pruned() {
             .delete(&format!("checkpoints/{}/1/100", key(2)))
             .unwrap();
 
-        assert_eq!(store.prune_checkpoints(&key(1), 2).unwrap(), 2);
+        assert_eq!(store.prune_checkpoints(&key(1), 2, &[]).unwrap(), 2);
         assert_eq!(newest().unwrap().step, 100);
         assert_eq!(store.stat().unwrap().kind("checkpoints").objects, 2);
         assert!(store.verify(true).unwrap().is_whole(), "{}", place.name);
@@ -338,10 +338,10 @@ fn pruning_leaves_what_others_refer_to() {
     store.pin("mine", &pinned).unwrap();
     {
         let _keep = store.keep_blobs().unwrap();
-        store.prune_checkpoints(&key(1), 2).unwrap();
+        store.prune_checkpoints(&key(1), 2, &[]).unwrap();
     }
     fill(&dir, &[("w", b"state 1")]);
-    store.prune_checkpoints(&key(1), 1).unwrap();
+    store.prune_checkpoints(&key(1), 1, &[]).unwrap();
     assert!(store.artifact_intact(&pinned).unwrap().is_yes());
     let gone = store.get_bytes(&cache::Digest::of(b"state 1"));
     assert!(matches!(gone, Err(Error::Missing { .. })));
@@ -416,4 +416,21 @@ fn claims_leave_no_locks_behind() {
     let left = place.backend.children("local/locks").unwrap();
     assert!(left.is_empty(), "{left:?}");
     assert!(place.backend.children("local/tmp").unwrap().is_empty());
+}
+
+#[test]
+fn pruning_leaves_steps_that_are_asked_for() {
+    let place = local();
+    let store = place.store();
+    let dir = place.folder.path().join("c");
+    for step in 0..4u64 {
+        fill(&dir, &[("w", format!("state {step}").as_bytes())]);
+        store
+            .commit_checkpoint(&key(1), 1, step, &dir, Ingest::Copy, 0.into())
+            .unwrap();
+    }
+    assert_eq!(store.prune_checkpoints(&key(1), 1, &[1]).unwrap(), 2);
+    let until = |last| store.newest_checkpoint_until(&key(1), last).unwrap();
+    let steps = [0, 1, 2, 3, 9].map(|last| until(last).map(|c| c.step));
+    assert_eq!(steps, [None, Some(1), Some(1), Some(3), Some(3)]);
 }

@@ -268,8 +268,10 @@ fn part(resolved: &Resolved) -> (f64, String) {
         part = now / before;
         why = format!(", for {now} steps instead of {before}");
     }
-    let all = resolved.preimage.as_ref().map(|p| &p.with["steps"]);
-    if let (Some(done), Some(all)) = (resolved.checkpoint, all.and_then(steps))
+    let with = resolved.preimage.as_ref().map(|p| &p.with);
+    let all = with.and_then(|with| steps(&with["until"]).or_else(|| steps(&with["steps"])));
+    let done = resolved.goes_on.as_ref().map(|from| from.step);
+    if let (Some(done), Some(all)) = (done, all)
         && (done as f64) < all
     {
         part *= 1.0 - done as f64 / all;

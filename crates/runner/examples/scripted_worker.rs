@@ -4,6 +4,7 @@
 //! The environment scripts it: `SCRIPT_STEP_MS`; `SCRIPT_FAIL=step:exit-code[:once-marker-file]` (exit code 9 means SIGKILL
 //! itself); `SCRIPT_SHORT=step` (ends there, content); `SCRIPT_NAN=step`; `SCRIPT_SALT` (other weights); `SCRIPT_FAIL_RANK`; `SCRIPT_IGNORE_TERM`; `SCRIPT_SOURCES` (identity); `SCRIPT_COUNT=file` (a line per start).
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,7 +64,9 @@ fn work(job: &Path) {
             .unwrap();
         writeln!(file, "{} {}", job.stage, job.attempt).unwrap();
     }
-    let steps = job.with["steps"].as_u64().unwrap_or(10);
+    let all = job.with["steps"].as_u64().unwrap_or(10);
+    let until = job.with["until"].as_u64();
+    let steps = until.unwrap_or(all);
     let key: cache::Key = job.key.parse().unwrap();
     let store = Store::open(&job.store).unwrap();
     if rank == 0 {
@@ -77,9 +80,10 @@ fn work(job: &Path) {
             numerics,
         });
     }
-    // how many steps there are changes none of them
+    // how many steps there are, and how many of them are done, changes none of them
     let mut with = job.with.clone();
     with["steps"] = Value::Null;
+    with["until"] = Value::Null;
     let (mut step, mut state) = (
         0,
         blake3::hash(format!("{with}{}", var("SCRIPT_SALT").unwrap_or_default()).as_bytes())
@@ -122,6 +126,8 @@ fn work(job: &Path) {
         true => f64::NAN,
         false => 1.0 / step as f64,
     };
+    let validate_every = job.with["validate_every"].as_u64().unwrap_or(0);
+    let mut best = f64::INFINITY;
     while step < short.unwrap_or(steps) {
         if TERM.load(Ordering::SeqCst) {
             commit(step, &state);
@@ -135,14 +141,23 @@ fn work(job: &Path) {
         state = blake3::hash(format!("{state} {step}").as_bytes())
             .to_hex()
             .to_string();
+        let mut metrics = BTreeMap::from([("train/loss".to_owned(), loss(step))]);
+        if validate_every > 0 && (step.is_multiple_of(validate_every) || step == all) {
+            metrics.insert("validation/loss".to_owned(), step.abs_diff(17) as f64);
+        }
+        let mut watched = job.watch.iter().filter_map(|by| metrics.get(&by.metric));
+        // the scripted validation falls, then rises
+        let is_best = watched.any(|value| *value < best);
+        best = metrics
+            .get("validation/loss")
+            .map_or(best, |v| best.min(*v));
         if rank == 0 {
             say(&Event::Progress { step, total: steps });
-            say(&Event::Metrics {
-                step,
-                metrics: [("train/loss".to_owned(), loss(step))].into(),
-            });
+            say(&Event::Metrics { step, metrics });
         }
-        if job.checkpoint.every > 0 && step.is_multiple_of(job.checkpoint.every) && step < steps {
+        let every = job.checkpoint.every;
+        let due = every > 0 && step.is_multiple_of(every) && step < steps;
+        if due || until == Some(step) || is_best {
             commit(step, &state);
         }
         fail(step, rank);

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use acquire::Acquired;
-use cache::{Claim, Cost, Keep, Key, Published, ResultRecord, Store};
+use cache::{Claim, Cost, Keep, Published, ResultRecord, Store};
 use serde_json::{Map, Value, json};
 use spec::Event;
 use spec::assertion::Steps;
@@ -22,6 +22,7 @@ use crate::error::{AttemptError, Class, Error};
 use crate::events::Events;
 use crate::fault::{self, Ask};
 use crate::gang::{self, Ending, Limits};
+use crate::going_on::{GoesOn, Kin};
 use crate::guard::Guard;
 use crate::job::{self, Inputs, Layout};
 use crate::launch::{Gang, LAUNCHERS};
@@ -101,6 +102,8 @@ pub struct Job {
     pub stage: Arc<spec::Stage>,
     pub keyed: Keyed,
     pub start: Start,
+    /// Stages of the same training, whose checkpoints it may go on from.
+    pub kin: Vec<Kin>,
     pub inputs: Inputs,
     /// The cells that inputs which choose among cells were taken from.
     pub chosen: Vec<ChosenCell>,
@@ -175,8 +178,8 @@ struct Runner<'a> {
     tried: Vec<(u32, Steps)>,
     /// What the stage took in other runs, which the last attempt went on from.
     before: Cost,
-    /// The checkpoint of a shorter run that the last attempt went on from.
-    continued: Option<(Key, u64)>,
+    /// The other stage's or run's checkpoint that the last attempt went on from.
+    continued: Option<GoesOn>,
     /// The processes are to be killed after the next checkpoint.
     interrupt: bool,
 }
@@ -443,8 +446,8 @@ impl Runner<'_> {
         if !job.chosen.is_empty() {
             provenance["chosen"] = json!(job.chosen);
         }
-        if let Some((key, step)) = &self.continued {
-            provenance["continued"] = json!({ "key": key.hex(), "step": step });
+        if let Some(continued) = &self.continued {
+            provenance["continued"] = json!(continued);
         }
         let mut cost = Cost {
             seconds: self.start.elapsed().as_secs_f64(),

@@ -181,6 +181,7 @@ pub fn worker_gang(
             from_shorter: false,
             ..stage.placement.checkpoint
         },
+        watch: stage.watch.clone(),
         resume: worker.resume,
         store: worker.store.url().to_owned(),
         device: worker.device.to_owned(),

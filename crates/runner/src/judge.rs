@@ -26,12 +26,21 @@ pub struct Bench<'a> {
     pub pins: &'a Pins,
 }
 
+/// What a stage's assertions came to.
+#[derive(Default)]
+pub struct Verdicts {
+    pub all: Vec<Judged>,
+    /// One that its replicas were judged by together does not hold.
+    pub group_broken: bool,
+}
+
 impl Bench<'_> {
     /// The verdicts on the stage's result, in the order of its assertions. What compares replicas with a pinned run is
     /// judged once, with the last of them.
-    pub fn judge(&self) -> Vec<Judged> {
+    pub fn judge(&self) -> Verdicts {
+        let mut verdicts = Verdicts::default();
         if self.stage.assertions.is_empty() {
-            return Vec::new();
+            return verdicts;
         }
         let kept = self.kept(&self.of);
         let judge = |assertion: &Assertion| {
@@ -47,7 +56,14 @@ impl Bench<'_> {
                 Some(assertion.judge(&kept.evidence()))
             }
         };
-        self.stage.assertions.iter().filter_map(judge).collect()
+        for assertion in &self.stage.assertions {
+            let Some(judged) = judge(assertion) else {
+                continue;
+            };
+            verdicts.group_broken |= assertion.baseline.is_some() && !judged.holds;
+            verdicts.all.push(judged);
+        }
+        verdicts
     }
 
     fn kept(&self, of: &Of) -> Result<Kept, String> {

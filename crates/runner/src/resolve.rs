@@ -13,6 +13,7 @@ use spec::plan::Part;
 use spec::{Difference, Plan, Preimage};
 
 use crate::error::Error;
+use crate::going_on::{GoesOn, Origin};
 use crate::history::{self, Past};
 use crate::options::Options;
 use crate::session::{Found, Keyed, Made, Session};
@@ -79,8 +80,8 @@ pub struct Resolved {
     pub preimage: Option<Preimage>,
     /// What earlier runs say of this stage.
     pub past: Option<Past>,
-    /// Step of the checkpoint that a run would continue from.
-    pub checkpoint: Option<u64>,
+    /// The checkpoint that a run would go on from.
+    pub goes_on: Option<GoesOn>,
 }
 
 /// Resolves every stage of a plan, in plan order. Starts nothing, fetches nothing, writes no lock.
@@ -90,16 +91,19 @@ pub fn resolve(plan: &Plan, options: &Options) -> Result<Vec<Resolved>, Error> {
     session.view.save();
     let past = history::of(&session.store, &plan.recipe.name, plan.order.len());
     let mut stages = Vec::with_capacity(plan.order.len());
-    for (planned, decision) in plan.order.iter().zip(decisions) {
+    let made: Vec<Option<Arc<Brief>>> = decisions.iter().map(made_by).collect();
+    for (i, (planned, decision)) in plan.order.iter().zip(decisions).enumerate() {
         let past = past.get(&planned.stage.name).cloned();
         let mut state = decision.state;
-        let mut checkpoint = None;
+        let mut goes_on = None;
         if let (State::Run(why), Some(keyed)) = (&mut state, &decision.keyed) {
             if *why == Why::New {
                 *why = explain(&session, keyed, past.as_ref())?;
             }
-            if *why != Why::Forced && planned.stage.kind.checkpoints {
-                checkpoint = session.store.newest_checkpoint(&keyed.key)?.map(|c| c.step);
+            if *why != Why::Forced {
+                let kin = session.kin(i, &made);
+                let found = Origin::of(&session.store, &planned.stage, keyed, &kin, None)?;
+                goes_on = found.map(|found| found.goes_on());
             }
         }
         stages.push(Resolved {
@@ -108,10 +112,18 @@ pub fn resolve(plan: &Plan, options: &Options) -> Result<Vec<Resolved>, Error> {
             key: decision.keyed.as_ref().map(|k| k.key),
             preimage: decision.keyed.map(|k| k.preimage()),
             past,
-            checkpoint,
+            goes_on,
         });
     }
     Ok(stages)
+}
+
+/// The result that a stage is known to have.
+fn made_by(decision: &Decision) -> Option<Arc<Brief>> {
+    match &decision.state {
+        State::Reuse(found) => Some(found.brief.clone()),
+        _ => None,
+    }
 }
 
 /// What is decided about a stage.
@@ -131,9 +143,7 @@ pub fn decide_all(session: &Session) -> Result<Vec<Decision>, Error> {
     while !wave.is_empty() {
         let mut next = Vec::new();
         for (i, decision) in wave.iter().zip(decide(session, &wave, &made)?) {
-            if let State::Reuse(found) = &decision.state {
-                made[*i] = Some(found.brief.clone());
-            }
+            made[*i] = made_by(&decision);
             decisions[*i] = Some(decision);
             for d in &order[*i].downstream {
                 missing[*d] -= 1;

@@ -181,15 +181,19 @@ impl Run<'_> {
         while let Some((i, need, gpus, Waiting { keyed, start })) =
             self.ready.pop(|need| self.slots.take(need))
         {
-            let stage = &self.session.plan.order[i].stage;
+            let planned = &self.session.plan.order[i].stage;
+            let stage = self.session.stage(i, &self.states.made);
+            let stage = stage.unwrap_or_else(|_| planned.clone());
+            let device = self.slots.device(&stage);
             let job = Job {
                 index: i,
-                stage: stage.clone(),
+                stage,
                 keyed,
                 start,
+                kin: self.session.kin(i, &self.states.made),
                 inputs: self.inputs(i),
                 chosen: self.states.outcomes[i].chosen.clone(),
-                device: self.slots.device(stage),
+                device,
                 gpus: gpus.clone(),
             };
             self.taken.insert(i, (need, gpus));

@@ -2,14 +2,20 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
-use cache::{Brief, Digest, Key, Store, View};
+use cache::{Brief, Digest, Ending, Key, Store, View};
+use spec::diagnostic::suggestion;
 use spec::parts::in_parts;
 use spec::plan::Part;
-use spec::{Candidate, Choice, HashedTrainer, Plan, Preimage, Reference, Trainer};
+use spec::{
+    BestStep, Candidate, Choice, HashedTrainer, PartOf, Plan, Preimage, Reference, Stage, Trainer,
+    Until,
+};
 
+use crate::curves;
 use crate::error::Error;
+use crate::going_on::Kin;
 use crate::options::{Force, Options};
 use crate::source::Sources;
 use crate::trainer;
@@ -29,6 +35,24 @@ pub enum Chosen<'c> {
     /// The cell, and its metric.
     Cell(&'c Candidate, f64),
 }
+
+/// What a stage's best step comes to.
+pub enum BestFound {
+    /// The stage has no result yet.
+    Open,
+    /// There is no best step: why.
+    Never(String),
+    At {
+        step: u64,
+        /// None where it is the last one.
+        until: Option<u64>,
+    },
+}
+
+/// A result, and what its best step is asked by.
+type AskedBest = (Key, u32, BestStep);
+/// Both steps, or why there are none.
+type BestAndLast = Result<(u64, u64), String>;
 
 /// A stage's key and what it was made from.
 #[derive(Debug, Clone)]
@@ -65,6 +89,8 @@ pub struct Session<'p> {
     index: HashMap<&'p str, usize>,
     /// Results by preimage without its trainer, read when `--accept-trainer` first asks.
     accepted: OnceLock<HashMap<String, (Key, Arc<Brief>)>>,
+    /// Best and last step of results, or why there is none.
+    bests: Mutex<HashMap<AskedBest, BestAndLast>>,
 }
 
 impl<'p> Session<'p> {
@@ -122,6 +148,7 @@ impl<'p> Session<'p> {
             trainer: trainer.hashed(),
             index,
             accepted: OnceLock::new(),
+            bests: Mutex::default(),
         })
     }
 
@@ -174,6 +201,62 @@ impl<'p> Session<'p> {
         }
     }
 
+    /// Where a part that ends with the best step of a stage ends.
+    pub fn best_step(&self, part: &PartOf, by: &BestStep, made: &Made) -> BestFound {
+        let whole = self.index[part.stage.as_str()];
+        let (Some(brief), Ok(keyed)) = (&made[whole], self.key(whole, made)) else {
+            return BestFound::Open;
+        };
+        let found = self.find(&[&keyed]).ok().and_then(|mut found| found.pop()?);
+        let key = found.and_then(|found| found.accepted).unwrap_or(keyed.key);
+        let asked = (key, brief.attempt, by.clone());
+        let mut known = self.bests.lock().unwrap_or_else(|e| e.into_inner());
+        let looked = known.entry(asked).or_insert_with(|| {
+            let steps = match self.store.ending(&key, brief.attempt) {
+                Ok(Some(Ending::Result(record))) => curves::of(&record, &self.store)?,
+                _ => return Err("its result cannot be read".to_owned()),
+            };
+            let steps = steps.unwrap_or_default();
+            let names = steps.rows.values().flat_map(|row| row.keys());
+            let names: std::collections::BTreeSet<&String> = names.collect();
+            let help = || suggestion(&by.metric, names.iter().map(|name| name.as_str()));
+            let none = || format!("no step has the metric '{}'; {}", by.metric, help());
+            by.of(&steps).ok_or_else(none)
+        });
+        match looked {
+            Ok((best, last)) => BestFound::At {
+                step: *best,
+                until: (best < last).then_some(*best),
+            },
+            Err(why) => BestFound::Never(format!("{}: {why}", part.stage)),
+        }
+    }
+
+    /// A stage as it runs; what is not known where it ends with a step that is not known yet.
+    pub fn stage(&self, i: usize, made: &Made) -> Result<Arc<Stage>, String> {
+        let stage = &self.plan.order[i].stage;
+        let Some(part) = &stage.part_of else {
+            return Ok(stage.clone());
+        };
+        let Until::Best(by) = &part.until else {
+            return Ok(stage.clone());
+        };
+        match self.best_step(part, by, made) {
+            BestFound::At { until, .. } => Ok(Arc::new(stage.ending(until))),
+            BestFound::Open => Err(format!("the steps of {}", part.stage)),
+            BestFound::Never(why) => Err(why),
+        }
+    }
+
+    /// The other stages of the same training with their keys, as far as these are known.
+    pub fn kin(&self, i: usize, made: &Made) -> Vec<Kin> {
+        let kin = self.plan.order[i].kin.iter();
+        let keyed = kin.filter_map(|j| Some((*j, self.key(*j, made).ok()?.key)));
+        keyed
+            .map(|(j, key)| (self.plan.order[j].stage.name.clone(), key))
+            .collect()
+    }
+
     /// Whether stage `i`, as far as is known, reads the artifacts of the stage at `upstream`: of the cells that it may
     /// choose from only the chosen one's, and of those that judge them none.
     pub fn reads(&self, i: usize, upstream: usize, made: &Made) -> bool {
@@ -208,7 +291,7 @@ impl<'p> Session<'p> {
     }
 
     fn key(&self, i: usize, made: &Made) -> Result<Keyed, Vec<String>> {
-        let stage = &self.plan.order[i].stage;
+        let stage = self.stage(i, made).map_err(|what| vec![what])?;
         let mut unknown = Vec::new();
         let mut inputs = BTreeMap::new();
         for (name, references) in &stage.inputs {

@@ -6,10 +6,12 @@ use std::sync::Arc;
 use cache::Brief;
 use petgraph::Direction;
 use petgraph::graph::{DiGraph, NodeIndex};
+use petgraph::visit::EdgeRef;
 use spec::Plan;
 use spec::plan::Part;
 
 use crate::outcome::{CellOf, StageOutcome, Status};
+use crate::replicas::Replicas;
 
 /// Where a stage stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,8 +26,17 @@ pub enum Phase {
     Ended(Status),
 }
 
+/// Why a stage comes after another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Edge {
+    /// It reads it.
+    Reads,
+    /// It waits for its end, whatever that is.
+    Waits,
+}
+
 pub struct States {
-    graph: DiGraph<(), ()>,
+    graph: DiGraph<(), Edge>,
     phases: Vec<Phase>,
     /// What is told of each stage at the end.
     pub outcomes: Vec<StageOutcome>,
@@ -37,8 +48,9 @@ pub struct States {
     pub skipped: Vec<usize>,
     /// Whether each stage says `needs_assert`.
     needs_assert: Vec<bool>,
-    /// For each stage, one at or above it whose assertions do not hold.
-    failing: Vec<Option<usize>>,
+    /// Stages whose assertions do not hold.
+    broken: Vec<bool>,
+    replicas: Replicas,
 }
 
 impl States {
@@ -49,8 +61,15 @@ impl States {
         }
         for (i, stage) in plan.order.iter().enumerate() {
             for &up in &stage.upstream {
-                graph.add_edge(NodeIndex::new(up), NodeIndex::new(i), ());
+                graph.add_edge(NodeIndex::new(up), NodeIndex::new(i), Edge::Reads);
             }
+            for &before in &stage.after {
+                graph.add_edge(NodeIndex::new(before), NodeIndex::new(i), Edge::Waits);
+            }
+        }
+        let replicas = Replicas::of(plan);
+        for (before, i) in replicas.waits(plan) {
+            graph.add_edge(NodeIndex::new(before), NodeIndex::new(i), Edge::Waits);
         }
         let outcomes = plan.order.iter().map(|s| StageOutcome {
             stage: s.stage.name.clone(),
@@ -78,7 +97,8 @@ impl States {
             due: std::collections::VecDeque::new(),
             skipped: Vec::new(),
             needs_assert: plan.order.iter().map(|s| s.stage.needs_assert).collect(),
-            failing: vec![None; plan.order.len()],
+            broken: vec![false; plan.order.len()],
+            replicas,
             graph,
         };
         for (i, stage) in plan.order.iter().enumerate() {
@@ -86,7 +106,10 @@ impl States {
                 states.outcomes[i].why = Some("not selected".into());
                 states.outcomes[i].status = Status::Skipped;
                 states.phases[i] = Phase::Ended(Status::Skipped);
-            } else if stage.upstream.is_empty() {
+            }
+        }
+        for i in 0..plan.order.len() {
+            if states.phases[i] == Phase::Waiting && states.may_begin(i) {
                 states.set(i, Phase::Due);
             }
         }
@@ -105,23 +128,27 @@ impl States {
             Phase::Due => self.due.push_back(i),
             Phase::Ended(status) => {
                 self.outcomes[i].status = status;
+                let stopped = matches!(status, Status::Stopped | Status::Killed);
                 if status == Status::AssertionFailed {
-                    self.failing[i].get_or_insert(i);
+                    self.broken[i] = true;
+                } else if !status.has_result() && !stopped {
+                    // without it the others cannot be judged
+                    self.break_group(i);
                 }
-                let below: Vec<usize> = self.neighbours(i, Direction::Outgoing).collect();
-                for d in below.into_iter().rev() {
-                    if self.phases[d] != Phase::Waiting {
+                let edges = self
+                    .graph
+                    .edges_directed(NodeIndex::new(i), Direction::Outgoing);
+                let mut below: Vec<(usize, Edge)> =
+                    edges.map(|e| (e.target().index(), *e.weight())).collect();
+                below.reverse();
+                for (d, edge) in below {
+                    if self.phases[d] != Phase::Waiting || stopped {
                         continue;
                     }
-                    if status.has_result() {
-                        let ready = self
-                            .neighbours(d, Direction::Incoming)
-                            .all(|u| matches!(self.phases[u], Phase::Ended(s) if s.has_result()));
-                        if ready {
-                            self.due_or_held(d);
-                        }
-                    } else if !matches!(status, Status::Stopped | Status::Killed) {
+                    if edge == Edge::Reads && !status.has_result() {
                         self.skip(d, format!("needs '{}'", self.outcomes[i].stage));
+                    } else if self.may_begin(d) {
+                        self.due_or_held(d);
                     }
                 }
             }
@@ -129,19 +156,71 @@ impl States {
         }
     }
 
-    /// What a stage reads is there: it is due, unless it needs assertions that do not hold.
+    /// Whether all that a stage reads is there, and all that it waits for has ended.
+    fn may_begin(&self, i: usize) -> bool {
+        let mut edges = self
+            .graph
+            .edges_directed(NodeIndex::new(i), Direction::Incoming);
+        edges.all(|e| match (e.weight(), self.phases[e.source().index()]) {
+            (Edge::Reads, Phase::Ended(status)) => status.has_result(),
+            (Edge::Waits, Phase::Ended(status)) => {
+                !matches!(status, Status::Stopped | Status::Killed)
+            }
+            _ => false,
+        })
+    }
+
+    /// The other replicas of a stage that its assertions look at too.
+    pub fn judged_with(&self, i: usize) -> &[usize] {
+        &self.replicas.others[i]
+    }
+
+    /// The assertions of a stage's replicas together do not hold: what is below any of them is held back.
+    pub fn break_group(&mut self, i: usize) {
+        for &other in &self.replicas.others[i] {
+            self.broken[other] = true;
+        }
+    }
+
+    /// A stage may begin: it is due, unless it needs assertions that do not hold.
     fn due_or_held(&mut self, i: usize) {
-        let mut above = self.neighbours(i, Direction::Incoming);
-        let failing = above.find_map(|u| self.failing[u]);
-        drop(above);
-        self.failing[i] = failing;
-        match failing.filter(|_| self.needs_assert[i]) {
-            Some(failing) => {
-                let stage = &self.outcomes[failing].stage;
+        let needs = self.needs_assert[i];
+        match needs.then(|| self.broken_above(i)).flatten() {
+            Some(broken) => {
+                let stage = &self.outcomes[broken].stage;
                 self.skip(i, format!("needs the assertions of '{stage}' to hold"));
             }
             None => self.set(i, Phase::Due),
         }
+    }
+
+    /// The nearest stage above whose assertions do not hold.
+    fn broken_above(&self, i: usize) -> Option<usize> {
+        if !self.broken.contains(&true) {
+            return None;
+        }
+        let mut seen = vec![false; self.broken.len()];
+        let mut queue = std::collections::VecDeque::from([i]);
+        while let Some(at) = queue.pop_front() {
+            for up in self.above(at) {
+                if self.broken[up] {
+                    return Some(up);
+                }
+                if !std::mem::replace(&mut seen[up], true) {
+                    queue.push_back(up);
+                }
+            }
+        }
+        None
+    }
+
+    /// What a stage reads.
+    fn above(&self, i: usize) -> impl Iterator<Item = usize> + '_ {
+        let edges = self
+            .graph
+            .edges_directed(NodeIndex::new(i), Direction::Incoming);
+        let reads = edges.filter(|e| *e.weight() == Edge::Reads);
+        reads.map(|e| e.source().index())
     }
 
     fn skip(&mut self, i: usize, why: String) {
@@ -154,14 +233,8 @@ impl States {
     pub fn reopen(&mut self, i: usize) {
         self.phases[i] = Phase::Waiting;
         self.made[i] = None;
-        self.failing[i] = None;
+        self.broken[i] = false;
         self.outcomes[i].status = Status::NotRun;
-    }
-
-    fn neighbours(&self, i: usize, direction: Direction) -> impl Iterator<Item = usize> + '_ {
-        self.graph
-            .neighbors_directed(NodeIndex::new(i), direction)
-            .map(|n| n.index())
     }
 
     /// Seconds from each stage's start to the end of the longest chain below it: who is first in line.
@@ -169,8 +242,9 @@ impl States {
         let mut paths = vec![0.0; self.phases.len()];
         for i in (0..paths.len()).rev() {
             let below = self
-                .neighbours(i, Direction::Outgoing)
-                .map(|d| paths[d])
+                .graph
+                .neighbors_directed(NodeIndex::new(i), Direction::Outgoing)
+                .map(|d| paths[d.index()])
                 .fold(0.0, f64::max);
             paths[i] = seconds(i) + below;
         }

@@ -96,7 +96,8 @@ pub(crate) fn label(value: &Value) -> Option<String> {
     })
 }
 
-fn plain(text: &str) -> String {
+/// A text as names have it.
+pub(crate) fn plain(text: &str) -> String {
     let kept = |c: char| match c {
         c if c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '+') => c,
         _ => '-',
@@ -165,6 +166,15 @@ impl Cells {
     pub fn get(&self, name: &str) -> Option<&Cell> {
         let (stage, at) = self.by_name.get(name)?;
         self.of.get_index(*stage)?.1.get(*at)
+    }
+
+    /// Adds a cell to those of what it is a cell of.
+    pub(crate) fn add(&mut self, cell: Cell) {
+        let entry = self.of.entry(cell.of.clone());
+        let stage = entry.index();
+        let cells = entry.or_default();
+        self.by_name.insert(cell.name.clone(), (stage, cells.len()));
+        cells.push(cell);
     }
 
     /// Stages that have cells.

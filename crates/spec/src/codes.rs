@@ -41,6 +41,7 @@ codes! {
     NOT_A_LIST = "R0316", "a list where the input takes one artifact";
     CYCLE = "R0317", "stages depend on each other in a circle";
     CELL = "R0318", "a reference that does not say which cell of a matrix is meant";
+    STEP = "R0319", "a reference to a step that the stage does not have";
     SELECTION = "R0320", "the command line names a stage that does not exist";
     USAGE = "R0401", "options that do not go together";
     SOURCE = "R0402", "a source cannot be read";

@@ -50,6 +50,9 @@ pub struct JobSpec {
     pub outputs: BTreeMap<String, PathBuf>,
     pub resources: Resources,
     pub checkpoint: crate::Checkpoint,
+    /// What readers choose a step by: a checkpoint of the best so far is kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watch: Vec<crate::BestStep>,
     /// Where to go on from, if anywhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resume: Option<ResumeSpec>,

@@ -29,6 +29,7 @@ mod resolve;
 pub mod schema;
 pub mod track;
 pub mod tree;
+pub mod until;
 
 pub use assertion::Assertion;
 pub use cells::{Cell, Cells};
@@ -40,6 +41,7 @@ pub use layers::{Layers, Setting};
 pub use placement::{Checkpoint, FailureClass, Placement, Resources, Retry, UNKEYED};
 pub use plan::{Part, Plan, Selection};
 pub use recipe::{Best, Candidate, Choice, Output, Recipe, Reference, Source, SourceSpec, Stage};
+pub use until::{BestStep, PartOf, Until};
 
 /// Version of the recipe schema: `schema = 1` in `[recipe]`, and part of every key.
 pub const SCHEMA: u32 = 1;

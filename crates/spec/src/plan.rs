@@ -1,7 +1,7 @@
 //! The part of a recipe that a command asks for: stages in an order that respects their inputs.
 
-use crate::{Cell, Diagnostic, Recipe, Stage};
-use std::collections::{BTreeSet, HashMap, HashSet};
+use crate::{Cell, Diagnostic, PartOf, Recipe, Stage, Until};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 /// What the command line says about stages.
@@ -45,6 +45,10 @@ pub struct PlannedStage {
     pub upstream: Vec<usize>,
     /// Indices of the stages that read from it.
     pub downstream: Vec<usize>,
+    /// Indices of the other stages of the same training: the whole and its parts, which take each other's checkpoints.
+    pub kin: Vec<usize>,
+    /// Those of them that it waits for where they run, to go on from them.
+    pub after: Vec<usize>,
 }
 
 impl Plan {
@@ -86,7 +90,7 @@ impl Plan {
             }
         }
         let parts = parts(&names, &upstream, &downstream, selection);
-        let order = names
+        let mut order: Vec<PlannedStage> = names
             .iter()
             .enumerate()
             .map(|(i, name)| PlannedStage {
@@ -94,8 +98,22 @@ impl Plan {
                 part: parts[i],
                 upstream: upstream[i].clone(),
                 downstream: downstream[i].clone(),
+                kin: Vec::new(),
+                after: Vec::new(),
             })
             .collect();
+        let mut trainings: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
+        for (i, name) in names.iter().enumerate() {
+            if let Some(part) = &recipe.stages[name].part_of {
+                let of = trainings
+                    .entry(&part.stage)
+                    .or_insert_with(|| vec![index[part.stage.as_str()]]);
+                of.push(i);
+            }
+        }
+        for training in trainings.into_values() {
+            relate(&mut order, &training);
+        }
         Ok(Self { recipe, order })
     }
 
@@ -113,6 +131,31 @@ impl Plan {
     /// The stage of this name.
     pub fn get(&self, name: &str) -> Option<&PlannedStage> {
         self.order.iter().find(|s| s.stage.name == name)
+    }
+}
+
+/// Relates the stages of one training, of which the first is the whole. What ends earlier goes first; where the best step
+/// is asked for, the whole has ended before.
+fn relate(order: &mut [PlannedStage], training: &[usize]) {
+    let end = |i: usize| match &order[i].stage.part_of {
+        None => Some(u64::MAX),
+        Some(PartOf {
+            until: Until::Step(step),
+            ..
+        }) => Some(*step),
+        Some(PartOf {
+            until: Until::Best(_),
+            ..
+        }) => None,
+    };
+    let ends: Vec<Option<u64>> = training.iter().map(|i| end(*i)).collect();
+    for (&i, mine) in training.iter().zip(&ends) {
+        let others = || training.iter().zip(&ends).filter(|(j, _)| **j != i);
+        order[i].kin = others().map(|(j, _)| *j).collect();
+        if let Some(mine) = mine {
+            let before = others().filter(|(_, end)| end.is_some_and(|end| end < *mine));
+            order[i].after = before.map(|(j, _)| *j).collect();
+        }
     }
 }
 

@@ -2,8 +2,10 @@
 
 use crate::track::Track;
 use crate::tree::{COMMAND_LINE, Files, Node};
+use crate::until::{BestStep, PartOf, Until};
 use crate::{ArtifactKind, Assertion, Cells, Diagnostic, Kind, Place, Placement, codes};
 use indexmap::IndexMap;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -45,6 +47,7 @@ impl Recipe {
 
     /// Whether a stage's own table has a key, such as `timeout`.
     pub fn says(&self, stage: &str, key: &str) -> bool {
+        let stage = self.stages.get(stage).map_or(stage, |s| s.written());
         let stage = self.root.get("stage").and_then(|all| all.get(stage));
         stage.is_some_and(|table| table.get(key).is_some())
     }
@@ -139,12 +142,37 @@ pub struct Stage {
     pub needs_assert: bool,
     /// Environment variables whose values enter the key (`command`).
     pub environment: Vec<String>,
+    /// Set where a reference asks for a part of another stage's training.
+    pub part_of: Option<PartOf>,
+    /// What readers choose one of its steps by.
+    pub watch: Vec<BestStep>,
 }
 
 impl Stage {
-    /// Names of the stages this one reads from, without repeats, in input order.
+    /// The stage as the recipe has it: of a part, the whole.
+    pub fn written(&self) -> &str {
+        self.part_of.as_ref().map_or(&self.name, |part| &part.stage)
+    }
+
+    /// The same, ending after this step; none is the end of its schedule.
+    pub fn ending(&self, until: Option<u64>) -> Stage {
+        let mut stage = self.clone();
+        if let (Some(with), Some(until)) = (stage.with.as_object_mut(), until) {
+            with.insert("until".to_owned(), until.into());
+        }
+        stage
+    }
+
+    /// Names of the stages this one reads from, or whose metrics it needs, without repeats, in input order.
     pub fn upstream(&self) -> Vec<&str> {
         let mut names = indexmap::IndexSet::new();
+        if let Some(PartOf {
+            stage,
+            until: Until::Best(_),
+        }) = &self.part_of
+        {
+            names.insert(stage.as_str());
+        }
         for reference in self.inputs.values().flatten() {
             match reference {
                 Reference::Source(_) => {}
@@ -199,10 +227,29 @@ pub struct Choice {
 }
 
 /// Which metric wins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Best {
     Max,
     Min,
+}
+
+impl Best {
+    /// As recipes have it.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Max => "max",
+            Self::Min => "min",
+        }
+    }
+
+    /// Whether a metric beats another.
+    pub fn is_better(self, value: f64, than: f64) -> bool {
+        match self {
+            Self::Max => value > than,
+            Self::Min => value < than,
+        }
+    }
 }
 
 /// A cell that may be chosen.
@@ -221,12 +268,9 @@ impl Choice {
             let value = metric_of(&c.judge).filter(|v| !v.is_nan())?;
             Some((c, value))
         });
-        known.reduce(|best, next| {
-            let better = match self.best {
-                Best::Max => next.1 > best.1,
-                Best::Min => next.1 < best.1,
-            };
-            if better { next } else { best }
+        known.reduce(|best, next| match self.best.is_better(next.1, best.1) {
+            true => next,
+            false => best,
         })
     }
 }
@@ -237,11 +281,13 @@ impl fmt::Display for Reference {
             Self::Stage { stage, output } => write!(f, "{stage}.{output}"),
             Self::Source(name) => write!(f, "source.{name}"),
             Self::Choice(choice) => {
-                let best = match choice.best {
-                    Best::Max => "max",
-                    Best::Min => "min",
-                };
-                write!(f, "{} with the {best} of {}", choice.of, choice.by)
+                write!(
+                    f,
+                    "{} with the {} of {}",
+                    choice.of,
+                    choice.best.word(),
+                    choice.by
+                )
             }
         }
     }
@@ -253,6 +299,19 @@ impl Recipe {
     pub fn place(&self, path: &str) -> Place {
         // names of cells hold what steps of a path are told apart by
         let stages = self.root.get("stage").and_then(Node::as_table);
+        // a part is written where the whole is
+        let part = self
+            .stages
+            .values()
+            .filter(|s| s.part_of.is_some())
+            .find_map(|part| {
+                let below = path
+                    .strip_prefix("stage.")?
+                    .strip_prefix(part.name.as_str())?;
+                let whole = || format!("stage.{}{below}", part.written());
+                (below.is_empty() || below.starts_with('.')).then(whole)
+            });
+        let path = part.as_deref().unwrap_or(path);
         let cell = stages.into_iter().flatten().find_map(|(name, entry)| {
             let below = path.strip_prefix("stage.")?.strip_prefix(name.as_str())?;
             let below = below.strip_prefix('.').or(below.is_empty().then_some(""))?;

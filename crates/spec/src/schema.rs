@@ -79,7 +79,8 @@ pub fn recipe() -> Value {
 
 const NAME: &str = "^[A-Za-z0-9_-]+$";
 /// `stage.output`, a cell's or all cells' (`sft[lr=0.1].model`), or text with something to fill in.
-const REFERENCE: &str = r"\$\{|^[A-Za-z0-9_-]+(\[.*\])?\.[A-Za-z0-9_-]+$";
+const REFERENCE: &str =
+    r"\$\{|^[A-Za-z0-9_-]+(\[.*\])?\.[A-Za-z0-9_-]+(@(0*[1-9][0-9]*|(min|max)\(.+\)))?$";
 const TIMEOUT: &str = r"\$\{|^([0-9]+[smhd])+$";
 
 fn stage(kind: &Kind, generator: &mut SchemaGenerator) -> Value {

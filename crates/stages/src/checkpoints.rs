@@ -1,9 +1,17 @@
 //! When checkpoints are taken, and where they go.
 //!
+//! | taken | why |
+//! |---|---|
+//! | every `checkpoint.every` steps | to lose no more than these |
+//! | when a stop is asked for | to lose nothing |
+//! | after the last step of a stage that ends before its schedule does (`with.until`) | the whole goes on from there |
+//! | after a step that is the best so far by a metric which readers choose by | its weights are there when it stays the best |
+//!
 //! A checkpoint is a directory: what `train` writes, each rank its slices, and files of the stage's
 //! own. Rank 0 commits it to the store when all ranks have written; the store refuses when another
 //! attempt has taken over.
 
+use std::cell::RefCell;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -16,6 +24,7 @@ use spec::Event;
 use train::{CheckpointState, Optimizer, Policy};
 
 use crate::failure::{Failure, Result, at};
+use crate::report::Metrics;
 use crate::stage::Stage;
 use crate::stop;
 
@@ -26,7 +35,12 @@ pub struct Checkpoints<'a> {
     key: Key,
     /// Files of the stage's own that every checkpoint holds (equal bytes are stored once).
     carried: Vec<PathBuf>,
+    /// The best step so far by each metric that the job watches.
+    best: RefCell<Vec<Option<(u64, f64)>>>,
 }
+
+/// Beside the other files of a checkpoint: the best steps so far.
+const BEST: &str = "best.json";
 
 /// What to do after a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +69,13 @@ impl<'a> Checkpoints<'a> {
             store,
             key,
             carried: Vec::new(),
+            best: RefCell::new(vec![None; stage.job.watch.len()]),
         })
+    }
+
+    /// The step after which the stage stops though its schedule goes on.
+    fn until(&self) -> Option<u64> {
+        self.stage.job.with["until"].as_u64()
     }
 
     /// Adds a file to every checkpoint from now on.
@@ -90,6 +110,23 @@ impl<'a> Checkpoints<'a> {
                 "run with `--resume never`",
             ));
         }
+        if let Some(until) = self.until().filter(|until| saved.step > *until) {
+            return Err(Failure::new(
+                spec::FailureClass::Integrity,
+                "W0602",
+                format!(
+                    "the checkpoint is of step {}, beyond step {until}",
+                    saved.step
+                ),
+                "run with `--resume never`",
+            ));
+        }
+        if let Ok(text) = fs::read(resume.path.join(BEST))
+            && let Ok(best) = serde_json::from_slice::<Vec<Option<(u64, f64)>>>(&text)
+            && best.len() == self.stage.job.watch.len()
+        {
+            self.best.replace(best);
+        }
         let state = serde_json::from_value(saved.extra).map_err(|e| {
             Failure::new(
                 spec::FailureClass::Integrity,
@@ -107,16 +144,19 @@ impl<'a> Checkpoints<'a> {
         }))
     }
 
-    /// Called after each step: takes a checkpoint where one is due or a stop was asked for.
+    /// Called after each step with its metrics: takes a checkpoint where one is due or a stop was asked for.
     pub fn after<S: Serialize>(
         &self,
         step: u64,
         policy: &Policy,
         optimizer: &Optimizer,
         state: &S,
+        metrics: &Metrics,
     ) -> Result<Next> {
         let every = self.stage.job.checkpoint.every;
-        let due = every > 0 && step.is_multiple_of(every);
+        let due = every > 0 && step.is_multiple_of(every)
+            || self.until() == Some(step)
+            || self.best_so_far(step, metrics)?;
         let stop = self.stage.gang.any(stop::requested(), "stop")?;
         if due || stop {
             self.save(step, policy, optimizer, state)?;
@@ -144,6 +184,25 @@ impl<'a> Checkpoints<'a> {
         };
         policy.save_checkpoint(&dir, optimizer, &state)?;
         self.together(step, self.lead(|| self.commit(step, &dir)))
+    }
+
+    /// Whether a step is the best so far by a metric that the job watches.
+    fn best_so_far(&self, step: u64, metrics: &Metrics) -> Result<bool> {
+        let watch = &self.stage.job.watch;
+        if watch.is_empty() {
+            return Ok(false);
+        }
+        let mut any = false;
+        for (by, best) in watch.iter().zip(self.best.borrow_mut().iter_mut()) {
+            let value = metrics.get(&by.metric).filter(|v| v.is_finite());
+            if let Some(value) = value
+                && best.is_none_or(|(_, before)| by.best.is_better(*value, before))
+            {
+                *best = Some((step, *value));
+                any = true;
+            }
+        }
+        self.stage.gang.any(any, "checkpoint")
     }
 
     /// Does on rank 0 what one rank does for all.
@@ -176,11 +235,18 @@ impl<'a> Checkpoints<'a> {
             fs::copy(file, dir.join(name)).map_err(at(file))?;
         }
         let job = &self.stage.job;
+        let best = self.best.borrow();
+        if !best.is_empty() {
+            let path = dir.join(BEST);
+            let text = serde_json::to_vec(&*best).unwrap_or_default();
+            fs::write(&path, text).map_err(at(&path))?;
+        }
         let meta = json!({ "stage": job.stage, "step": step });
         self.store
             .commit_checkpoint(&self.key, job.attempt, step, dir, Ingest::Move, meta)?;
+        let best: Vec<u64> = best.iter().flatten().map(|(step, _)| *step).collect();
         self.store
-            .prune_checkpoints(&self.key, job.checkpoint.keep as usize)?;
+            .prune_checkpoints(&self.key, job.checkpoint.keep as usize, &best)?;
         remove(dir);
         self.stage.report.event(&Event::Checkpoint { step });
         Ok(())

@@ -91,9 +91,10 @@ pub fn run(stage: &Stage) -> Result<Done> {
     let resumed = checkpoints.resume(&mut policy, &mut optimizer)?;
     let (start, mut state) = resumed.map_or((0, State::default()), |r| (r.step, r.state));
     let schedule = training::schedule(&training, batches.steps);
+    let end = training::end(&training, batches.steps)?;
     let meter = Meter::measure(policy.config().kind, stage.device, stage.gang.size);
 
-    for step in start..batches.steps {
+    for step in start..end {
         let mut clock = Clock::start(stage, step + 1);
         let rows = order.take(batches.cursor(step), batches.len(step));
         let batch: Vec<Unit> = rows.iter().map(|row| pairs.items[*row].clone()).collect();
@@ -117,10 +118,11 @@ pub fn run(stage: &Stage) -> Result<Done> {
                 held_out_reference,
             )?);
         }
+        metrics.extend(training::memory(stage)?);
         state.last = metrics.clone();
         stage.report.metrics(step, metrics);
-        stage.report.progress(step, batches.steps);
-        if checkpoints.after(step, &policy, &optimizer, &state)? == Next::Stop {
+        stage.report.progress(step, end);
+        if checkpoints.after(step, &policy, &optimizer, &state, &state.last)? == Next::Stop {
             return Ok(Done::Stopped(step));
         }
     }

@@ -80,6 +80,16 @@ impl Gang {
         Ok(votes.int64_value(&[0]) > 0)
     }
 
+    /// The most of what the ranks say.
+    pub fn most(&self, count: u64, phase: &str) -> Result<u64> {
+        if self.size == 1 {
+            return Ok(count);
+        }
+        let mut most = Tensor::from_slice(&[count as i64]);
+        self.collective.all_reduce_max(&mut most, phase)?;
+        Ok(most.int64_value(&[0]) as u64)
+    }
+
     /// The items of all ranks, in rank order, on every rank.
     pub fn gather<T: Serialize + DeserializeOwned>(
         &self,

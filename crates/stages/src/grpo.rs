@@ -95,9 +95,10 @@ pub fn run(stage: &Stage) -> Result<Done> {
     let resumed = checkpoints.resume(&mut policy, &mut optimizer)?;
     let (start, mut state) = resumed.map_or((0, State::default()), |r| (r.step, r.state));
     let schedule = training::schedule(&training, steps);
+    let end = training::end(&training, steps)?;
     let meter = Meter::measure(policy.config().kind, stage.device, stage.gang.size);
 
-    for step in start..steps {
+    for step in start..end {
         let mut clock = Clock::start(stage, step + 1);
         let mut metrics = Metrics::new();
         let mut groups = run.rollout(&policy, &mut state, &mut metrics)?;
@@ -139,10 +140,11 @@ pub fn run(stage: &Stage) -> Result<Done> {
             clock.lap("validate");
         }
         clock.report(&mut metrics);
+        metrics.extend(training::memory(stage)?);
         state.last = metrics.clone();
         stage.report.metrics(step, metrics);
-        stage.report.progress(step, steps);
-        if checkpoints.after(step, &policy, &optimizer, &state)? == Next::Stop {
+        stage.report.progress(step, end);
+        if checkpoints.after(step, &policy, &optimizer, &state, &state.last)? == Next::Stop {
             return Ok(Done::Stopped(step));
         }
     }

@@ -132,6 +132,7 @@ fn stage(file: &Path, report: Report) -> Result<Done> {
     })?;
     job.resources.finish()?;
     torch::memory::keep();
+    torch::memory::count();
     if job.resources.threads > 0 {
         torch::threads::set(job.resources.threads as usize);
     }

@@ -52,9 +52,10 @@ pub fn run(stage: &Stage) -> Result<Done> {
     let order = Order::new(examples.items.len(), training.seed);
     let batches = Batches::new(&training, examples.items.len());
     let schedule = training::schedule(&training, batches.steps);
+    let end = training::end(&training, batches.steps)?;
     let meter = Meter::measure(policy.config().kind, stage.device, stage.gang.size);
 
-    for step in start..batches.steps {
+    for step in start..end {
         let mut clock = Clock::start(stage, step + 1);
         let rows = order.take(batches.cursor(step), batches.len(step));
         let batch: Vec<Unit> = rows
@@ -75,10 +76,11 @@ pub fn run(stage: &Stage) -> Result<Done> {
         if due(with.validate_every, step, batches.steps) {
             metrics.extend(validate(&policy, &held_out)?);
         }
+        metrics.extend(training::memory(stage)?);
         state.last = metrics.clone();
         stage.report.metrics(step, metrics);
-        stage.report.progress(step, batches.steps);
-        if checkpoints.after(step, &policy, &optimizer, &state)? == Next::Stop {
+        stage.report.progress(step, end);
+        if checkpoints.after(step, &policy, &optimizer, &state, &state.last)? == Next::Stop {
             return Ok(Done::Stopped(step));
         }
     }

@@ -3,13 +3,14 @@
 use std::path::Path;
 
 use spec::kinds::{self, Length, Training};
+use tch::Device;
 use trace::{Category, Mark};
 use train::{
     Accumulated, Checkpointing, Meter, Optimizer, OptimizerConfig, Policy, PolicyConfig, Schedule,
     Shape, StepStats,
 };
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::report::Metrics;
 use crate::stage::{Stage, compute_kind};
 
@@ -89,6 +90,17 @@ pub fn schedule(training: &Training, steps: u64) -> Schedule {
         steps,
         decay: training.decay,
         final_lr: training.final_lr,
+    }
+}
+
+/// The step after which the stage ends: its last, or the one that `until` says.
+pub fn end(training: &Training, steps: u64) -> Result<u64> {
+    match training.until {
+        Some(until) if until > steps => Err(Failure::config(
+            format!("it is to stop after step {until}, and the data is for {steps} steps"),
+            format!("name a step from 1 to {steps}"),
+        )),
+        until => Ok(until.unwrap_or(steps)),
     }
 }
 
@@ -194,6 +206,17 @@ pub fn step_metrics(
         metrics.insert(name.into(), value);
     }
     metrics
+}
+
+/// `memory/peak_bytes`: the most bytes of tensors that lived at once on one rank since this was last asked, on the rank
+/// with the most. On a CPU they are counted as libtorch takes and gives them back; a GPU's allocator counts its own.
+pub fn memory(stage: &Stage) -> Result<Metrics> {
+    let peak = match stage.device {
+        Device::Cpu => torch::memory::peak(),
+        device => torch::memory::device_peak(device).map_err(train::Error::from)?,
+    };
+    let most = stage.gang.most(peak, "memory")?;
+    Ok(Metrics::from([("memory/peak_bytes".into(), most as f64)]))
 }
 
 /// Whether something done every `every` steps (0: at the end only) is due after `step` steps.

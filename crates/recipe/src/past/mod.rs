@@ -22,9 +22,10 @@ pub use follow::Follow;
 pub use reader::Reader;
 pub use story::Story;
 
-/// Whether a metric says something of the mathematics: those of time never repeat.
+/// Whether a metric says something of the mathematics: those of time and memory need not repeat.
 pub fn of_mathematics(metric: &str) -> bool {
-    !metric.starts_with("timing/") && !metric.starts_with("performance/")
+    let machine = ["timing/", "performance/", "memory/"];
+    !machine.iter().any(|group| metric.starts_with(group))
 }
 
 /// A recorded run.

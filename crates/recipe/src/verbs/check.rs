@@ -126,6 +126,7 @@ fn resolved(plan: &Plan) -> Value {
             json!({
                 "stage": stage.name,
                 "kind": stage.kind.name,
+                "part_of": stage.part_of.as_ref().map(|part| &part.stage),
                 "in": inputs,
                 "with": stage.with,
                 "out": stage.outputs.iter().map(|o| o.name.clone()).collect::<Vec<_>>(),

@@ -4,7 +4,7 @@ use crate::args::{GraphArgs, GraphFormat};
 use crate::fail::Fail;
 use crate::{output, project};
 use serde_json::json;
-use spec::{Plan, Reference, Selection};
+use spec::{PartOf, Plan, Reference, Selection, Until};
 use std::fmt::Write as _;
 
 pub fn run(args: GraphArgs) -> Result<u8, Fail> {
@@ -22,6 +22,13 @@ pub fn run(args: GraphArgs) -> Result<u8, Fail> {
 fn edges(plan: &Plan) -> Vec<(String, String, String)> {
     let mut edges = Vec::new();
     for planned in &plan.order {
+        if let Some(PartOf {
+            stage,
+            until: Until::Best(by),
+        }) = &planned.stage.part_of
+        {
+            edges.push((stage.clone(), planned.stage.name.clone(), by.to_string()));
+        }
         for (input, references) in &planned.stage.inputs {
             for reference in references {
                 let label = |output: &String| match output == input {

@@ -13,6 +13,7 @@ use cache::Cost;
 use runner::{Resolved, State};
 use serde_json::{Value, json};
 use spec::Plan;
+use spec::plan::PlannedStage;
 use std::collections::HashMap;
 
 /// Exit code of `--detailed-exitcode` when something would run.
@@ -128,7 +129,18 @@ fn word(state: &State) -> &'static str {
     }
 }
 
-fn why(stage: &Resolved, cause: Option<String>) -> String {
+/// The part of a stage's training that runs before it, of those that do the last: the stage goes on from there.
+fn before<'p>(plan: &'p Plan, stages: &[Resolved], planned: &PlannedStage) -> Option<&'p str> {
+    let parts = planned
+        .after
+        .iter()
+        .filter(|i| runs(&stages[**i]))
+        .map(|i| &plan.order[*i].stage);
+    let last = parts.max_by_key(|part| part.with["until"].as_u64())?;
+    Some(&last.name)
+}
+
+fn why(stage: &Resolved, before: Option<&str>, cause: Option<String>) -> String {
     let mut text = match &stage.state {
         State::Reuse(_) | State::Out => String::new(),
         State::Run(why) => why.to_string(),
@@ -137,10 +149,16 @@ fn why(stage: &Resolved, cause: Option<String>) -> String {
         }
         State::Missing => "not selected, and not in the store".to_owned(),
     };
-    if let Some(step) = stage.checkpoint {
-        text = format!("{text}; goes on from step {step}");
+    if let Some(before) = before {
+        text = format!("{text}; goes on from the end of {before}");
+    } else if let Some(goes_on) = &stage.goes_on {
+        text = format!("{text}; {goes_on}");
     }
     text
+}
+
+fn runs(stage: &Resolved) -> bool {
+    matches!(stage.state, State::Run(_))
 }
 
 fn cost(stage: &Resolved) -> Option<f64> {
@@ -165,7 +183,11 @@ fn as_text(plan: &Plan, stages: &[Resolved], estimate: &Estimate) -> String {
             planned.stage.kind.name.to_owned(),
             word(&stage.state).to_owned(),
             cost(stage).map_or_else(|| "-".to_owned(), duration),
-            why(stage, cause),
+            why(
+                stage,
+                before(plan, stages, planned).filter(|_| runs(stage)),
+                cause,
+            ),
         ]);
     }
     let count = |wanted: &str| stages.iter().filter(|s| word(&s.state) == wanted).count();
@@ -219,7 +241,9 @@ fn as_json(
                 "depends_on": match &stage.state { State::Undecided(waits) => json!(waits), _ => Value::Null },
                 "cause": cause,
                 "key": stage.key.map(|k| k.hex()),
-                "checkpoint": stage.checkpoint,
+                "checkpoint": stage.goes_on.as_ref().map(|from| from.step),
+                "goes_on": stage.goes_on,
+                "after": before(plan, stages, planned).filter(|_| runs(stage)),
                 "cost_seconds": cost(stage),
                 "expected_cost": expected.get(stage.stage.as_str()).copied().flatten(),
                 "memory": memory(&stage.stage).map(|m| m.0),

@@ -11,6 +11,7 @@ mod live;
 mod looks;
 mod project;
 mod provenance;
+mod replicas;
 mod schema;
 mod sweeps;
 mod track;

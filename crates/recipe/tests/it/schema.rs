@@ -12,6 +12,11 @@ const BEYOND: &[(&str, &str)] = &[
     ("assert-that-cannot-hold", "compares two values"),
     ("assert-two-questions", "two settings together"),
     ("assert-window-without-over", "two settings together"),
+    ("best-step-validated-at-the-end", "two settings together"),
+    (
+        "best-step-without-validation",
+        "a setting and an input together",
+    ),
     ("bpe-without-data", "a setting and an input together"),
     ("check-source-missing", "files"),
     (
@@ -59,6 +64,14 @@ const BEYOND: &[(&str, &str)] = &[
     ("set-wrong-type", "the command line"),
     ("smoothing-without-effect", "two settings together"),
     ("stages-in-a-circle", "what references come to"),
+    ("step-beyond-the-last", "compares two values"),
+    ("step-of-a-source", "what a reference points to"),
+    (
+        "step-of-a-stage-without-steps",
+        "what a reference points to",
+    ),
+    ("step-of-unknown-stage", "what a reference points to"),
+    ("until-beyond-the-last", "compares two values"),
     ("unknown-environment-option", "settings of one environment"),
     ("foreach-without-cells", "names of other tables"),
     ("matrix-axis-unknown", "what a reference points to"),

@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use cache::{Checkpoint, Claim, Cost};
+use cache::{Claim, Cost};
 use serde_json::Value;
+use spec::ResumeSpec;
 use spec::assertion::Steps;
-use spec::{Preimage, ResumeSpec};
 
 use super::{Runner, Start};
 use crate::error::Error;
+use crate::going_on::{Origin, Whose};
 use crate::job::Layout;
 use crate::options::Resume;
 use crate::report::Report;
@@ -63,82 +64,42 @@ impl Runner<'_> {
         if !self.job.stage.kind.checkpoints || self.shared.resume == Resume::Never {
             return Ok(None);
         }
-        let found = if self.job.start == Start::Forced {
-            let from = *self.forced_from.get_or_insert(claim.attempt);
-            store.newest_checkpoint_from(&claim.key, from)?
-        } else {
-            store.newest_checkpoint(&claim.key)?
+        let forced = match self.job.start {
+            Start::Forced => Some(*self.forced_from.get_or_insert(claim.attempt)),
+            Start::First | Start::Repair(_) => None,
         };
+        let job = self.job;
         self.continued = None;
-        let may = self.job.stage.placement.checkpoint.from_shorter;
-        let found = match found {
-            None if may && self.job.start != Start::Forced => self.of_shorter(numerics)?,
-            found => found,
-        };
-        let Some(checkpoint) = found else {
+        let Some(found) = Origin::of(store, &job.stage, &job.keyed, &job.kin, forced)? else {
             return Ok(None);
         };
+        let checkpoint = &found.checkpoint;
         let path = layout.root.join("resume");
         store.materialize(&checkpoint.manifest, &path, cache::Link::Reflink)?;
         if let Some(Value::Array(before)) = checkpoint.meta.get("numerics") {
             numerics.extend(before.iter().cloned());
         }
-        let lowest = self.forced_from.unwrap_or(1);
-        *steps = curves::before(&self.name(), &checkpoint, lowest, &self.tried, store);
-        // a rerun pays again for what this result stands on, but not for another's
-        if self.continued.is_none() {
+        if found.whose == Whose::Own {
+            let lowest = self.forced_from.unwrap_or(1);
+            *steps = curves::before(&self.name(), checkpoint, lowest, &self.tried, store);
+            // a rerun pays again for what this result stands on, but not for another's
             let (run, gpus) = (&self.shared.run, self.job.gpus.len());
-            self.before = earlier::cost(&self.name(), &checkpoint, lowest, run, gpus, store);
+            self.before = earlier::cost(&self.name(), checkpoint, lowest, run, gpus, store);
+        } else {
+            let (ranges, before) = found.before(&self.name(), store)?;
+            numerics.extend(ranges);
+            *steps = before;
+            let goes_on = found.goes_on();
+            self.report(Report::Message {
+                stage: Some(self.name()),
+                level: "info".into(),
+                text: goes_on.to_string(),
+            });
+            self.continued = Some(goes_on);
         }
         Ok(Some(ResumeSpec {
             step: checkpoint.step,
             path,
         }))
-    }
-
-    /// The furthest checkpoint of a result that differs from this stage in having fewer steps, and in nothing else.
-    /// Numerics of its steps come along.
-    fn of_shorter(&mut self, numerics: &mut Vec<Value>) -> Result<Option<Checkpoint>, Error> {
-        let store = &self.shared.store;
-        let mine = self.job.keyed.preimage();
-        let steps = |preimage: &Preimage| preimage.with["steps"].as_u64().unwrap_or(0);
-        let mut best: Option<(Checkpoint, Value)> = None;
-        for (key, _, record) in store.results()? {
-            let Ok(mut other) = Preimage::parse(&record.preimage) else {
-                continue;
-            };
-            if steps(&other) >= steps(&mine) {
-                continue;
-            }
-            other.with["steps"] = mine.with["steps"].clone();
-            if other != mine {
-                continue;
-            }
-            let found = store.newest_checkpoint(&key)?;
-            let found = found.map(|checkpoint| (checkpoint, record.numerics));
-            best = best.into_iter().chain(found).max_by_key(|(c, _)| c.step);
-        }
-        if let Some((checkpoint, before)) = &best {
-            let begun = |range: &&Value| range["from"].as_u64().is_none_or(|n| n < checkpoint.step);
-            numerics.extend(
-                before
-                    .as_array()
-                    .into_iter()
-                    .flatten()
-                    .filter(begun)
-                    .cloned(),
-            );
-            self.continued = Some((checkpoint.key, checkpoint.step));
-            self.report(Report::Message {
-                stage: Some(self.name()),
-                level: "info".into(),
-                text: format!(
-                    "goes on from step {} of a shorter run (key {})",
-                    checkpoint.step,
-                    checkpoint.key.short()
-                ),
-            });
-        }
-        Ok(best.map(|(checkpoint, _)| checkpoint))
     }
 }

@@ -5,14 +5,13 @@ use crate::attempt::{End, assertion_failure};
 use crate::error::{AttemptError, Class};
 use crate::events::numbers;
 use crate::fault;
-use crate::judge::{self, Bench, Of};
+use crate::judge::{self, Bench, Of, Verdicts};
 use crate::outcome::Status;
 use crate::report::Report;
 use crate::session::Found;
 use crate::states::Phase;
 use cache::{Brief, Cost};
-use spec::Part;
-use spec::assertion::Judged;
+use spec::Cell;
 use std::sync::Arc;
 
 impl Run<'_> {
@@ -75,7 +74,13 @@ impl Run<'_> {
     /// say `needs_assert`.
     pub(super) fn result(&mut self, i: usize, status: Status, result: Arc<Brief>) {
         self.states.outcomes[i].attempt = Some(result.attempt);
-        let verdicts = self.judge(i);
+        let Verdicts {
+            all: verdicts,
+            group_broken,
+        } = self.judge(i);
+        if group_broken {
+            self.states.break_group(i);
+        }
         let broken = judge::broken(&verdicts);
         let outcome = &mut self.states.outcomes[i];
         outcome.metrics = numbers(&result.metrics);
@@ -100,12 +105,9 @@ impl Run<'_> {
     }
 
     /// The verdicts on the result of a stage, which its outcome names.
-    pub(super) fn judge(&self, i: usize) -> Vec<Judged> {
+    pub(super) fn judge(&self, i: usize) -> Verdicts {
         let plan = self.session.plan;
         let stage = &plan.order[i].stage;
-        if stage.assertions.is_empty() {
-            return Vec::new();
-        }
         let of = |j: usize| {
             let outcome = &self.states.outcomes[j];
             let has = j == i || outcome.status.has_result();
@@ -115,17 +117,9 @@ impl Run<'_> {
                 result: key.zip(outcome.attempt),
             }
         };
-        let (mut group, mut replicas) = (stage.name.clone(), Vec::new());
-        if let Some(cell) = plan.cell(&stage.name).filter(|c| c.replica.is_some()) {
-            group = cell.group();
-            let others = plan.cells(&cell.of).iter();
-            let others = others.filter(|c| c.name != cell.name && c.group() == group);
-            let others = others.map(|c| self.session.position(&c.name));
-            // what is not asked for has no result to compare
-            replicas = others
-                .filter(|j| plan.order[*j].part != Part::Out)
-                .collect();
-        }
+        let cell = plan.cell(&stage.name).filter(|c| c.replica.is_some());
+        let group = cell.map_or_else(|| stage.name.clone(), Cell::group);
+        let replicas = self.states.judged_with(i);
         let ended = |j: &usize| self.states.outcomes[*j].status != Status::NotRun;
         let bench = Bench {
             stage,

@@ -8,10 +8,10 @@ use crate::history;
 use crate::outcome::ChosenCell;
 use crate::report::Report;
 use crate::resolve::{Decision, State, Why, decide_all, decide_one, explain};
-use crate::session::{Chosen, Keyed, Session};
+use crate::session::{BestFound, Chosen, Keyed, Session};
 use crate::states::Phase;
 use spec::diagnostic::suggestion;
-use spec::{Choice, Reference, Stage};
+use spec::{BestStep, Choice, PartOf, Reference, Stage, Until};
 use std::sync::Arc;
 
 impl Run<'_> {
@@ -89,7 +89,8 @@ impl Run<'_> {
                 );
             }
             (State::Undecided(references), _) => {
-                let error = self.no_choice(i).unwrap_or_else(|| {
+                let error = self.no_choice(i).or_else(|| self.no_step(i));
+                let error = error.unwrap_or_else(|| {
                     let message = format!("{} is not known", references.join(", "));
                     AttemptError::new(Class::Integrity, message)
                 });
@@ -113,6 +114,16 @@ impl Run<'_> {
                     value,
                 });
             }
+        }
+        if let Some((part, by)) = best_of(stage)
+            && let BestFound::At { step, .. } = self.session.best_step(part, by, &self.states.made)
+        {
+            let (stage, whole) = (Some(stage.name.clone()), &part.stage);
+            self.report(Report::Message {
+                stage,
+                level: "info".into(),
+                text: format!("ends with step {step} of {whole}: the best by {by}"),
+            });
         }
         for cell in &chosen {
             let ChosenCell {
@@ -157,6 +168,15 @@ impl Run<'_> {
                 ),
             )
         })
+    }
+
+    /// The error of a part that ends with the best step of a stage where no step is the best.
+    fn no_step(&self, i: usize) -> Option<AttemptError> {
+        let (part, by) = best_of(&self.session.plan.order[i].stage)?;
+        let BestFound::Never(why) = self.session.best_step(part, by, &self.states.made) else {
+            return None;
+        };
+        Some(AttemptError::new(Class::Config, why))
     }
 
     /// Whether an early decision holds now that everything above has ended. A stage never runs under a key that was made
@@ -266,6 +286,15 @@ impl Run<'_> {
         let waiting = Waiting { keyed, start };
         self.ready.push(need, self.paths[i], i, waiting);
         Ok(())
+    }
+}
+
+/// What a stage is a part of, if it ends with the best step.
+fn best_of(stage: &Stage) -> Option<(&PartOf, &BestStep)> {
+    let part = stage.part_of.as_ref()?;
+    match &part.until {
+        Until::Best(by) => Some((part, by)),
+        Until::Step(_) => None,
     }
 }
 

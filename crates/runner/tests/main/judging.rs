@@ -20,11 +20,7 @@ checkpoint = { every = 5, keep = 2 }
 "#;
 
 fn project(assertions: &str) -> Project {
-    let p = Project::new(&format!("{TRAIN}{assertions}"));
-    std::fs::create_dir(p.path("base")).unwrap();
-    p.write("base/config.json", "{}");
-    p.write("chat.jsonl", "{\"messages\": []}\n");
-    p
+    Project::training(&format!("{TRAIN}{assertions}"))
 }
 
 fn scripted(p: &Project, args: &[&str], env: &[(&str, &str)]) -> Ran {

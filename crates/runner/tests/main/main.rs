@@ -5,6 +5,7 @@ mod commands;
 mod crashes;
 mod healing;
 mod judging;
+mod parts;
 mod project;
 mod scheduling;
 mod sweeps;

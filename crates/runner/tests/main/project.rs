@@ -26,6 +26,15 @@ impl Project {
         project
     }
 
+    /// With what `source.base` and `source.chat` of a recipe that trains are made of.
+    pub fn training(recipe: &str) -> Project {
+        let project = Project::new(recipe);
+        std::fs::create_dir(project.path("base")).unwrap();
+        project.write("base/config.json", "{}");
+        project.write("chat.jsonl", "{\"messages\": []}\n");
+        project
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }

@@ -26,14 +26,6 @@ cmd = ["sh", "-c", "cp $IN_x/weights $OUT_out"]
 out = ["out"]
 "#;
 
-fn project(recipe: &str) -> Project {
-    let p = Project::new(recipe);
-    std::fs::create_dir(p.path("base")).unwrap();
-    p.write("base/config.json", "{}");
-    p.write("chat.jsonl", "{\"messages\": []}\n");
-    p
-}
-
 fn scripted(p: &Project, args: &[&str], env: &[(&str, &str)]) -> Ran {
     let mut command = p.command(args);
     command.envs(env.iter().copied());
@@ -49,7 +41,7 @@ fn reference(p: &Project) -> serde_json::Value {
 
 #[test]
 fn events_reach_reports_records_and_results() {
-    let p = project(TRAIN);
+    let p = Project::training(TRAIN);
     let ran = p.run(&[]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert_eq!(
@@ -84,7 +76,7 @@ fn events_reach_reports_records_and_results() {
 
 #[test]
 fn a_killed_worker_or_runner_goes_on_from_its_checkpoint() {
-    let p = project(TRAIN);
+    let p = Project::training(TRAIN);
     let whole = reference(&p);
 
     // The worker is killed once: the retry continues.
@@ -102,7 +94,7 @@ fn a_killed_worker_or_runner_goes_on_from_its_checkpoint() {
     assert_eq!(retried.stage("sft")["attempt"], 2);
 
     // The runner is killed: the next run continues.
-    let p = project(TRAIN);
+    let p = Project::training(TRAIN);
     let mut command = p.command(&[]);
     command
         .env("SCRIPT_STEP_MS", "30")
@@ -125,7 +117,7 @@ fn a_killed_worker_or_runner_goes_on_from_its_checkpoint() {
 
 #[test]
 fn a_result_costs_what_all_runs_spent_on_it() {
-    let p = project(TRAIN);
+    let p = Project::training(TRAIN);
     let interrupted = |number: i32| {
         let begun = walk(&p.path("store/checkpoints"));
         let mut command = p.command(&[]);
@@ -191,7 +183,7 @@ fn walk(dir: &std::path::Path) -> usize {
 
 #[test]
 fn stopping_checkpoints_and_resumes() {
-    let p = project(TRAIN);
+    let p = Project::training(TRAIN);
     let whole = reference(&p);
     let mut command = p.command(&[]);
     command.env("SCRIPT_STEP_MS", "50");
@@ -214,7 +206,7 @@ fn stopping_checkpoints_and_resumes() {
 
 #[test]
 fn a_second_signal_kills() {
-    let p = project(TRAIN);
+    let p = Project::training(TRAIN);
     let mut command = p.command(&[]);
     command
         .env("SCRIPT_STEP_MS", "200")
@@ -240,7 +232,7 @@ fn a_second_signal_kills() {
 
 #[test]
 fn failures_carry_what_the_worker_said() {
-    let p = project(TRAIN);
+    let p = Project::training(TRAIN);
     let failed = scripted(&p, &[], &[("SCRIPT_FAIL", "3:1")]);
     let error = &failed.stage("sft")["error"];
     assert_eq!(
@@ -278,7 +270,7 @@ fn one_ranks_death_ends_the_gang() {
             "resources = { ranks = 2, threads = 1 }\ncheckpoint =",
         )
         .replace("max = 2", "max = 0");
-    let p = project(&two);
+    let p = Project::training(&two);
     let start = std::time::Instant::now();
     let env = [
         ("SCRIPT_FAIL", "2:1"),
@@ -314,7 +306,7 @@ fn a_failed_assertion_keeps_the_result_and_holds_back_who_needs_it() {
     let held = failing.replace("[stage.tail]\n", "[stage.tail]\nneeds_assert = true\n");
     let below = "[stage.last]\nkind = \"command\"\nin.x = \"tail.out\"\nneeds_assert = true\n\
                  cmd = [\"cp\", \"-r\", \"in/x\", \"out\"]\nout = [\"out\"]\n";
-    let p = project(&held);
+    let p = Project::training(&held);
     for _ in ["computed", "reused"] {
         let ran = p.run(&[]);
         assert_eq!(
@@ -356,7 +348,7 @@ fn a_failed_assertion_keeps_the_result_and_holds_back_who_needs_it() {
 
 #[test]
 fn the_trainer_is_part_of_the_key() {
-    let p = project(TRAIN);
+    let p = Project::training(TRAIN);
     p.run(&[]);
     // Another build of the worker: another file, which says that its sources differ.
     let other = p.path("other-worker");
@@ -400,7 +392,7 @@ fn the_trainer_is_part_of_the_key() {
 
 #[test]
 fn placement_changes_nothing() {
-    let p = project(TRAIN);
+    let p = Project::training(TRAIN);
     p.run(&[]);
     let moved = TRAIN
         .replace("every = 5", "every = 7")
@@ -434,7 +426,7 @@ fn more_steps_go_on_from_the_shorter_run() {
             .replace("keep = 2", &format!("keep = 2{more}"))
     };
     let on = ", continue = true";
-    let p = project(&recipe(30, on));
+    let p = Project::training(&recipe(30, on));
     assert_eq!(p.run(&[]).code, 0);
     p.write("r.toml", &recipe(50, on));
     let longer = p.run(&[]);

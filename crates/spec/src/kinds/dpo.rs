@@ -54,7 +54,12 @@ training_config! {
 
 impl Config for Dpo {
     fn finish(&mut self) -> Result<(), Invalid> {
-        settle_length(&mut self.steps, &mut self.epochs, Some(1.0))?;
+        settle_length(
+            &mut self.steps,
+            &mut self.epochs,
+            &mut self.until,
+            Some(1.0),
+        )?;
         self.training().check()?;
         check::positive("beta", self.beta)?;
         if !(0.0..0.5).contains(&self.label_smoothing) {

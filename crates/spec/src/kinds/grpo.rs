@@ -186,7 +186,7 @@ training_config! {
 
 impl Config for Grpo {
     fn finish(&mut self) -> Result<(), Invalid> {
-        settle_length(&mut self.steps, &mut self.epochs, None)?;
+        settle_length(&mut self.steps, &mut self.epochs, &mut self.until, None)?;
         if self.epochs.is_some() {
             return Err(Invalid::conflict(
                 "epochs",

@@ -19,7 +19,12 @@ training_config! {
 
 impl Config for Sft {
     fn finish(&mut self) -> Result<(), Invalid> {
-        settle_length(&mut self.steps, &mut self.epochs, Some(1.0))?;
+        settle_length(
+            &mut self.steps,
+            &mut self.epochs,
+            &mut self.until,
+            Some(1.0),
+        )?;
         self.training().check()?;
         check::at_least("max_length", self.max_length, 2)
     }

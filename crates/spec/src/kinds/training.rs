@@ -40,6 +40,8 @@ pub enum Length {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Training {
     pub length: Length,
+    /// Steps after which to stop, where that is before the last.
+    pub until: Option<u64>,
     /// Examples, pairs or prompts per step, over all ranks.
     pub batch_size: u64,
     pub optimizer: Optimizer,
@@ -64,6 +66,15 @@ impl Training {
         match self.length {
             Length::Steps(steps) => check::at_least("steps", steps, 1)?,
             Length::Epochs(epochs) => check::positive("epochs", epochs)?,
+        }
+        if let Some(until) = self.until {
+            check::at_least("until", until, 1)?;
+            if let Length::Steps(steps) = self.length
+                && until > steps
+            {
+                let wanted = format!("at most the {steps} steps of the stage");
+                return Err(Invalid::range("until", until, &wanted));
+            }
         }
         check::at_least("batch_size", self.batch_size, 1)?;
         check::positive("lr", self.lr)?;
@@ -94,12 +105,17 @@ impl Training {
     }
 }
 
-/// `epochs` and `steps` as they stand in `with`: exactly one, `default_epochs` where neither is given.
+/// `epochs` and `steps` as they stand in `with`: exactly one, `default_epochs` where neither is given. To stop after the
+/// last step is not to stop.
 pub(crate) fn settle_length(
     steps: &mut Option<u64>,
     epochs: &mut Option<f64>,
+    until: &mut Option<u64>,
     default_epochs: Option<f64>,
 ) -> Result<(), Invalid> {
+    if until == steps {
+        *until = None;
+    }
     match (&steps, &epochs) {
         (Some(_), Some(_)) => Err(Invalid::conflict(
             "epochs",
@@ -164,6 +180,9 @@ macro_rules! training_config {
                 /// Passes over the data; exclusive with `steps`.
                 #[serde(skip_serializing_if = "Option::is_none")]
                 pub epochs: Option<f64> = None,
+                /// Stop after this many of the steps: schedule and order of the rows stay those of the whole.
+                #[serde(skip_serializing_if = "Option::is_none")]
+                pub until: Option<u64> = None,
                 /// Examples, pairs or prompts per step, over all ranks.
                 pub batch_size: u64 = $batch_size,
                 /// `adamw` or `sgd`.
@@ -208,6 +227,7 @@ macro_rules! training_config {
                 $crate::kinds::Training {
                     // finish() leaves exactly one of the two
                     length: self.steps.map_or_else(|| Length::Epochs(self.epochs.unwrap_or(1.0)), Length::Steps),
+                    until: self.until,
                     batch_size: self.batch_size,
                     optimizer: self.optimizer,
                     lr: self.lr,

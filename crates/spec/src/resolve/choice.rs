@@ -1,13 +1,12 @@
 //! `{ of = "sft.model", select = { max = "eval.accuracy" } }`: the cell with the best metric.
 
-use super::link::{qualified_suggestion, with_place};
+use super::link::{Made, qualified_suggestion, with_place};
 use super::{Resolver, Result};
 use crate::cells::Cell;
 use crate::kinds::ArtifactKind;
-use crate::recipe::{Best, Candidate, Choice, Output, Reference, is_name};
+use crate::recipe::{Best, Candidate, Choice, Reference, is_name};
 use crate::tree::{Node, Table};
 use crate::{codes, read};
-use indexmap::IndexMap;
 use std::sync::Arc;
 
 const FORM: &str = "write { of = \"sft.model\", select = { max = \"eval.accuracy\" } }";
@@ -18,7 +17,7 @@ impl Resolver<'_> {
         owner: &str,
         node: &Node,
         table: &Table,
-        outputs: &IndexMap<&str, &[Output]>,
+        made: &Made<'_, '_>,
     ) -> Result<(Reference, ArtifactKind)> {
         read::only(self.files, owner, table, &["of", "select"])?;
         let missing = |key: &str| {
@@ -31,8 +30,10 @@ impl Resolver<'_> {
         };
         let of = &table.get("of").ok_or_else(|| missing("of"))?.node;
         let select = &table.get("select").ok_or_else(|| missing("select"))?.node;
-        let (candidates, output, text) = self.candidates(owner, of)?;
-        let artifact = self.artifact(owner, text, of, &candidates[0].name, output, outputs)?;
+        let asked = self.asked(owner, of)?;
+        let whole = asked.as_ref().map_or(of, |(whole, _)| whole);
+        let (candidates, output, text) = self.candidates(owner, whole)?;
+        let artifact = self.artifact(owner, text, whole, &candidates[0].name, output, made)?;
         let (best, by) = self.select(owner, select)?;
         let wrong = || {
             self.error(
@@ -51,7 +52,7 @@ impl Resolver<'_> {
         }
         let judges = self.cells.of(judge);
         if judges.is_empty() {
-            let exists = outputs.contains_key(judge);
+            let exists = made.outputs(judge).is_some();
             let known = self.cells.stages().map(|stage| format!("{stage}.{metric}"));
             let (message, help) = match exists {
                 true => (
@@ -78,7 +79,10 @@ impl Resolver<'_> {
                     .collect();
                 match fitting[..] {
                     [one] => Ok(Candidate {
-                        stage: cell.name.clone(),
+                        stage: match &asked {
+                            Some((_, asked)) => self.part_of(owner, asked, &cell.name, made)?,
+                            None => cell.name.clone(),
+                        },
                         judge: one.name.clone(),
                     }),
                     [] => Err(self.error(
@@ -103,7 +107,7 @@ impl Resolver<'_> {
             })
             .collect::<Result<Vec<_>>>()?;
         let choice = Choice {
-            of: text.to_owned(),
+            of: of.as_str().unwrap_or(text).to_owned(),
             best,
             by: format!("{judge}.{metric}"),
             metric: metric.to_owned(),

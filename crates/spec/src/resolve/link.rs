@@ -1,17 +1,65 @@
 //! References: every input looked up and held against the kind's ports; no circles.
 
 use super::stage::{Draft, with_node};
+use super::until::parts_of;
 use super::{Resolver, Result};
-use crate::cells::NoCell;
+use crate::cells::{Cell, NoCell};
 use crate::codes;
 use crate::diagnostic::suggestion;
 use crate::kinds::ArtifactKind;
 use crate::parts::in_parts;
 use crate::recipe::{Output, Reference, Source, Stage, is_name};
 use crate::tree::{Entry, Node, Value};
+use crate::until::PartOf;
 use indexmap::IndexMap;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+
+/// What the stages of a recipe make, and the parts of their training that references ask for.
+pub(super) struct Made<'d, 'a> {
+    drafts: IndexMap<&'d str, &'d Draft<'a>>,
+    parts: Mutex<BTreeMap<String, PartOf>>,
+}
+
+impl<'d, 'a> Made<'d, 'a> {
+    fn by(drafts: &'d [Draft<'a>]) -> Self {
+        Self {
+            drafts: drafts.iter().map(|d| (d.name, d)).collect(),
+            parts: Mutex::default(),
+        }
+    }
+
+    /// The outputs of a stage, if there is such a stage.
+    pub(super) fn outputs(&self, stage: &str) -> Option<&'d [Output]> {
+        self.drafts.get(stage).map(|d| d.outputs.as_slice())
+    }
+
+    /// Stages and what each makes.
+    fn all(&self) -> impl Iterator<Item = (&'d str, &'d Output)> {
+        let drafts = self.drafts.values();
+        drafts.flat_map(|d| d.outputs.iter().map(move |output| (d.name, output)))
+    }
+
+    /// A stage that a reference was found to name.
+    pub(super) fn draft(&self, stage: &str) -> &'d Draft<'a> {
+        self.drafts[stage]
+    }
+
+    /// Notes that a reference asks for a part.
+    pub(super) fn ask(&self, name: String, part: PartOf) {
+        self.parts
+            .lock()
+            .unwrap_or_else(|e| e.into_inner())
+            .insert(name, part);
+    }
+}
+
+/// Stages with their inputs, and the cells among those that references ask for.
+#[derive(Default)]
+pub(super) struct Linked {
+    pub(super) stages: IndexMap<String, Arc<Stage>>,
+    pub(super) cells: Vec<Cell>,
+}
 
 /// A stage's inputs: what each name refers to.
 type Inputs = BTreeMap<String, Vec<Reference>>;
@@ -22,14 +70,11 @@ impl<'a> Resolver<'a> {
         &self,
         sources: &IndexMap<String, Source>,
         drafts: Vec<Draft<'a>>,
-    ) -> Result<IndexMap<String, Arc<Stage>>> {
-        let outputs: IndexMap<&str, &[Output]> = drafts
-            .iter()
-            .map(|d| (d.name, d.outputs.as_slice()))
-            .collect();
+    ) -> Result<Linked> {
+        let made = Made::by(&drafts);
         let inputs = |part: &[Draft<'a>]| -> Result<Vec<Inputs>> {
             part.iter()
-                .map(|draft| self.inputs(draft, sources, &outputs))
+                .map(|draft| self.inputs(draft, sources, &made))
                 .collect()
         };
         // the first mistake in the file is the error, whichever thread met one first
@@ -37,30 +82,45 @@ impl<'a> Resolver<'a> {
         for part in in_parts(&drafts, inputs) {
             linked.extend(part?);
         }
-        Ok(drafts
+        let Made {
+            drafts: by_name,
+            parts,
+        } = made;
+        drop(by_name);
+        let parts: Vec<(String, PartOf)> = parts
+            .into_inner()
+            .unwrap_or_else(|e| e.into_inner())
             .into_iter()
-            .zip(linked)
-            .map(|(draft, inputs)| {
-                let environment = match draft.with.get("env") {
-                    Some(names) if draft.kind.name == "command" => {
-                        serde_json::from_value(names.clone()).expect("the kind's own configuration")
-                    }
-                    _ => Vec::new(),
-                };
-                let stage = Stage {
-                    name: draft.name.to_owned(),
-                    kind: draft.kind,
-                    with: draft.with,
-                    inputs,
-                    outputs: draft.outputs,
-                    placement: draft.placement,
-                    assertions: draft.assertions,
-                    needs_assert: draft.needs_assert,
-                    environment,
-                };
-                (stage.name.clone(), Arc::new(stage))
-            })
-            .collect())
+            .collect();
+        let mut all = Linked::default();
+        for (draft, inputs) in drafts.into_iter().zip(linked) {
+            let environment = match draft.with.get("env") {
+                Some(names) if draft.kind.name == "command" => {
+                    serde_json::from_value(names.clone()).expect("the kind's own configuration")
+                }
+                _ => Vec::new(),
+            };
+            let mut stage = Stage {
+                name: draft.name.to_owned(),
+                kind: draft.kind,
+                with: draft.with,
+                inputs,
+                outputs: draft.outputs,
+                placement: draft.placement,
+                assertions: draft.assertions,
+                needs_assert: draft.needs_assert,
+                environment,
+                part_of: None,
+                watch: Vec::new(),
+            };
+            let parts = parts_of(&mut stage, self.cells.get(draft.name), &parts);
+            all.stages.insert(stage.name.clone(), Arc::new(stage));
+            for (part, cell) in parts {
+                all.stages.insert(part.name.clone(), Arc::new(part));
+                all.cells.extend(cell);
+            }
+        }
+        Ok(all)
     }
 
     /// The inputs of a stage, whole and as its kind wants them.
@@ -68,14 +128,14 @@ impl<'a> Resolver<'a> {
         &self,
         draft: &Draft<'_>,
         sources: &IndexMap<String, Source>,
-        outputs: &IndexMap<&str, &[Output]>,
+        made: &Made<'_, '_>,
     ) -> Result<Inputs> {
         let owner = format!("stage '{}'", draft.name);
         let mut inputs = BTreeMap::new();
         for &(input, entry) in &draft.inputs {
             inputs.insert(
                 input.to_owned(),
-                self.input(&owner, draft, input, entry, sources, outputs)?,
+                self.input(&owner, draft, input, entry, sources, made)?,
             );
         }
         for port in draft.kind.inputs.iter().filter(|p| p.required) {
@@ -101,7 +161,7 @@ impl<'a> Resolver<'a> {
         input: &str,
         entry: &Entry,
         sources: &IndexMap<String, Source>,
-        outputs: &IndexMap<&str, &[Output]>,
+        made: &Made<'_, '_>,
     ) -> Result<Vec<Reference>> {
         let port = draft.kind.inputs.iter().find(|p| p.name == input);
         if port.is_none() && !draft.kind.open_inputs {
@@ -147,7 +207,7 @@ impl<'a> Resolver<'a> {
         let wanted = port.map_or(ArtifactKind::Files, |p| p.artifact);
         let mut found: Vec<(&Node, Reference, ArtifactKind)> = Vec::with_capacity(nodes.len());
         for node in nodes {
-            let references = self.references(owner, input, node, sources, outputs)?;
+            let references = self.references(owner, input, node, sources, made)?;
             if references.len() > 1 && !many {
                 return Err(self.error(
                     codes::NOT_A_LIST,
@@ -173,7 +233,7 @@ impl<'a> Resolver<'a> {
                     article(wanted),
                     article(given)
                 );
-                let fitting = fitting(wanted, sources, outputs, draft.name);
+                let fitting = fitting(wanted, sources, made, draft.name);
                 let help = if fitting.is_empty() {
                     format!("nothing in this recipe makes {}", article(wanted))
                 } else {
@@ -191,18 +251,25 @@ impl<'a> Resolver<'a> {
         input: &str,
         node: &Node,
         sources: &IndexMap<String, Source>,
-        outputs: &IndexMap<&str, &[Output]>,
+        made: &Made<'_, '_>,
     ) -> Result<Vec<(Reference, ArtifactKind)>> {
         if let Value::Table(table) = &node.value {
-            let choice = self.choice(&format!("{owner}: input '{input}'"), node, table, outputs)?;
+            let choice = self.choice(&format!("{owner}: input '{input}'"), node, table, made)?;
             return Ok(vec![choice]);
+        }
+        if let Some((whole, asked)) = self.asked(owner, node)? {
+            let found = self.references(owner, input, &whole, sources, made)?;
+            let parts = found.into_iter().map(|(reference, artifact)| {
+                Ok((self.part(owner, &asked, reference, made)?, artifact))
+            });
+            return parts.collect();
         }
         let cells = node.as_str().and_then(|text| {
             let (stage, place, output) = with_place(text)?;
             Some((text, stage, place, output))
         });
         let Some((text, stage, place, output)) = cells else {
-            let one = self.reference(owner, input, node, sources, outputs)?;
+            let one = self.reference(owner, input, node, sources, made)?;
             return Ok(vec![one]);
         };
         let cells = match self.cells.matching(stage, place) {
@@ -212,7 +279,7 @@ impl<'a> Resolver<'a> {
                 return Err(self.error(codes::CELL, node.at, message, help));
             }
         };
-        let artifact = self.artifact(owner, text, node, cells[0].name.as_str(), output, outputs)?;
+        let artifact = self.artifact(owner, text, node, cells[0].name.as_str(), output, made)?;
         let reference = |cell: &crate::Cell| Reference::Stage {
             stage: cell.name.clone(),
             output: output.to_owned(),
@@ -231,17 +298,17 @@ impl<'a> Resolver<'a> {
         node: &Node,
         stage: &str,
         output: &str,
-        outputs: &IndexMap<&str, &[Output]>,
+        made: &Made<'_, '_>,
     ) -> Result<ArtifactKind> {
-        let made = outputs.get(stage).copied().unwrap_or_default();
-        let found = made.iter().find(|o| o.name == output);
+        let outputs = made.outputs(stage).unwrap_or_default();
+        let found = outputs.iter().find(|o| o.name == output);
         found.map(|o| o.artifact).ok_or_else(|| {
             let left = text.rsplit_once('.').map_or(text, |(left, _)| left);
             self.error(
                 codes::NO_OUTPUT,
                 node.at,
                 format!("{owner} has no output '{text}'"),
-                qualified_suggestion(text, made.iter().map(|o| format!("{left}.{}", o.name))),
+                qualified_suggestion(text, outputs.iter().map(|o| format!("{left}.{}", o.name))),
             )
         })
     }
@@ -252,7 +319,7 @@ impl<'a> Resolver<'a> {
         input: &str,
         node: &Node,
         sources: &IndexMap<String, Source>,
-        outputs: &IndexMap<&str, &[Output]>,
+        made: &Made<'_, '_>,
     ) -> Result<(Reference, ArtifactKind)> {
         const FORM: &str = "write `stage.output` or `source.name`";
         let Some(text) = node.as_str() else {
@@ -262,7 +329,7 @@ impl<'a> Resolver<'a> {
         let (left, right) = match text.split_once('.') {
             Some((left, right)) if is_name(left) && is_name(right) => (left, right),
             _ => {
-                let help = match outputs.get(text).and_then(|o| o.first()) {
+                let help = match made.outputs(text).and_then(|o| o.first()) {
                     Some(output) => format!("did you mean '{text}.{}'?", output.name),
                     None if sources.contains_key(text) => format!("did you mean 'source.{text}'?"),
                     None => FORM.to_owned(),
@@ -294,10 +361,8 @@ impl<'a> Resolver<'a> {
                 ),
             ));
         }
-        if !outputs.contains_key(left) {
-            let all = outputs
-                .iter()
-                .flat_map(|(stage, made)| made.iter().map(move |o| format!("{stage}.{}", o.name)));
+        if made.outputs(left).is_none() {
+            let all = made.all().map(|(stage, o)| format!("{stage}.{}", o.name));
             let all = all.chain(sources.keys().map(|n| format!("source.{n}")));
             return Err(self.error(
                 codes::NO_SUCH,
@@ -306,7 +371,7 @@ impl<'a> Resolver<'a> {
                 qualified_suggestion(text, all),
             ));
         }
-        let artifact = self.artifact(owner, text, node, left, right, outputs)?;
+        let artifact = self.artifact(owner, text, node, left, right, made)?;
         let reference = Reference::Stage {
             stage: left.to_owned(),
             output: right.to_owned(),
@@ -351,7 +416,8 @@ impl<'a> Resolver<'a> {
                     let name = |i: usize| stages.get_index(i).map_or("", |(n, _)| n.as_str());
                     let mut ring: Vec<&str> = path[from..].iter().map(|&(s, _)| name(s)).collect();
                     ring.push(name(up));
-                    let table = root.get("stage").and_then(|all| all.get(name(up)));
+                    let written = stages[up].written();
+                    let table = root.get("stage").and_then(|all| all.get(written));
                     let at = table.map_or(root.at, |stage| stage.nearest("in").at);
                     return Err(self.error(
                         codes::CYCLE,
@@ -385,16 +451,13 @@ fn article(artifact: ArtifactKind) -> &'static str {
 fn fitting(
     wanted: ArtifactKind,
     sources: &IndexMap<String, Source>,
-    outputs: &IndexMap<&str, &[Output]>,
+    made: &Made<'_, '_>,
     except: &str,
 ) -> Vec<String> {
-    let made = outputs
-        .iter()
-        .filter(|(stage, _)| **stage != except)
-        .flat_map(|(stage, made)| {
-            made.iter()
-                .map(move |o| (format!("'{stage}.{}'", o.name), o.artifact))
-        });
+    let made = made
+        .all()
+        .filter(|(stage, _)| *stage != except)
+        .map(|(stage, o)| (format!("'{stage}.{}'", o.name), o.artifact));
     let given = sources
         .values()
         .map(|s| (format!("'source.{}'", s.name), s.artifact));

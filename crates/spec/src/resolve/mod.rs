@@ -4,6 +4,7 @@ mod choice;
 mod link;
 mod source;
 mod stage;
+mod until;
 
 use crate::diagnostic::Diagnostic;
 use crate::kinds::Invalid;
@@ -12,6 +13,7 @@ use crate::recipe::{Recipe, is_name};
 use crate::track::Track;
 use crate::tree::{At, Entry, Files, Node};
 use crate::{Cells, SCHEMA, codes, read};
+use link::Linked;
 use serde::Deserialize;
 use std::path::Path;
 
@@ -38,7 +40,7 @@ pub fn resolve(file: RecipeFile) -> Result<Recipe> {
         files,
         root,
         profiles,
-        cells,
+        mut cells,
     } = file;
     let resolver = Resolver {
         files: &files,
@@ -49,8 +51,12 @@ pub fn resolve(file: RecipeFile) -> Result<Recipe> {
     let sources = resolver.sources(&folder, &root)?;
     let track = resolver.track(&root)?;
     let drafts = resolver.drafts(&root)?;
-    let stages = resolver.link(&sources, drafts)?;
+    let Linked {
+        stages,
+        cells: parts,
+    } = resolver.link(&sources, drafts)?;
     resolver.refuse_cycles(&root, &stages)?;
+    parts.into_iter().for_each(|cell| cells.add(cell));
     Ok(Recipe {
         name: head.name,
         file: path,

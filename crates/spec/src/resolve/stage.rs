@@ -343,7 +343,8 @@ const RESOURCES: [&str; 11] = [
 
 /// Whether `with` of this kind has the key. `steps` and `epochs` have no default.
 fn is_setting(kind: &Kind, key: &str) -> bool {
-    kind.defaults().get(key).is_some() || kind.checkpoints && matches!(key, "steps" | "epochs")
+    kind.defaults().get(key).is_some()
+        || kind.checkpoints && matches!(key, "steps" | "epochs" | "until")
 }
 
 /// Where a key belongs that stands in the wrong table.

@@ -6,6 +6,7 @@ mod explain;
 mod keys;
 mod layers;
 mod matrix;
+mod parts;
 mod plans;
 mod worker;
 

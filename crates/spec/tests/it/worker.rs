@@ -51,6 +51,7 @@ fn a_job_survives_json() {
         outputs: BTreeMap::from([("model".to_owned(), "/out/model".into())]),
         resources: stage.placement.resources.clone(),
         checkpoint: stage.placement.checkpoint,
+        watch: Vec::new(),
         resume: None,
         store: "/store".to_owned(),
         device: "cpu".to_owned(),

@@ -89,6 +89,7 @@ impl Bench {
                 every: 0,
                 ..Default::default()
             },
+            watch: Vec::new(),
             resume: None,
             store: self.path("store").to_str().unwrap().into(),
             device: "cpu".into(),

@@ -113,6 +113,148 @@ fn ranks_of_any_mesh_go_on_as_if_nothing_had_happened() {
     }
 }
 
+/// A stage that ends before its schedule does has the weights of that step, the whole goes on from it, and it from the
+/// whole.
+fn part_and_whole_are_one(bench: &Bench, job: &dyn Fn(&str, Option<u64>) -> JobSpec) {
+    let from = |job: &JobSpec, other: &JobSpec| JobSpec {
+        resume: bench.resumed(other).resume,
+        ..job.clone()
+    };
+    let whole = job("whole", None);
+    let weights = digest(&bench.ok(&whole));
+    let part = job("part", Some(5));
+    let first = digest(&bench.ok(&part));
+    assert_ne!(first, weights);
+
+    // its end is saved though no checkpoint is due then
+    let rest = from(&job("rest", None), &part);
+    assert_eq!(rest.resume.as_ref().map(|r| r.step), Some(5));
+    let ended = bench.run(&rest);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_eq!(digest(&rest.outputs["model"]), weights);
+
+    // from its own end there is nothing to do but to write the model
+    let same = from(&job("same", Some(5)), &part);
+    let ended = bench.run(&same);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert!(
+        !ended
+            .events
+            .iter()
+            .any(|e| matches!(e, Event::Metrics { step, .. } if *step > 0))
+    );
+    assert_eq!(digest(&same.outputs["model"]), first);
+
+    // what is beyond its end is refused
+    let beyond = bench.run(&from(&job("beyond", Some(3)), &part));
+    assert_eq!(beyond.code, Some(5), "{}", beyond.stderr);
+}
+
+#[test]
+fn parts_of_a_training_are_its_steps() {
+    let bench = Bench::new();
+    let model = bench.tiny("model", json!({}));
+    let rows = bench.rows("sums.jsonl", &sums(11));
+    let pairs = bench.rows("pairs.jsonl", &preferences(11));
+    let kinds = [
+        (
+            "sft",
+            json!({ "steps": 9, "batch_size": 4, "lr": 0.01, "warmup": 2 }),
+            Some(&rows),
+        ),
+        (
+            "dpo",
+            json!({ "steps": 9, "batch_size": 4, "lr": 0.01 }),
+            Some(&pairs),
+        ),
+        (
+            "grpo",
+            json!({
+                "environment": { "name": "addition", "digits": 1 }, "steps": 9, "batch_size": 3,
+                "group_size": 4, "lr": 0.003, "max_tokens": 4, "dynamic_sampling": true, "seed": 5,
+            }),
+            None,
+        ),
+    ];
+    for (kind, with, data) in kinds {
+        part_and_whole_are_one(&bench, &|name, until| {
+            let mut with = with.clone();
+            if let Some(until) = until {
+                with["until"] = until.into();
+            }
+            let mut inputs = vec![("model", model.as_path())];
+            inputs.extend(data.map(|data| ("data", data.as_path())));
+            every(bench.job(kind, &format!("{kind}-{name}"), with, &inputs), 2)
+        });
+    }
+}
+
+#[test]
+fn checkpoints_of_the_best_steps_stay() {
+    let bench = Bench::new();
+    let model = bench.tiny("model", json!({}));
+    let rows = bench.rows("sums.jsonl", &sums(11));
+    let with = json!({ "steps": 9, "batch_size": 4, "lr": 0.01, "validate_every": 2 });
+    let inputs = [
+        ("model", model.as_path()),
+        ("data", &rows),
+        ("validation", &rows),
+    ];
+    let watch = |best, metric: &str| spec::BestStep {
+        best,
+        metric: metric.to_owned(),
+    };
+    let job = |name: &str| {
+        let mut job = every(bench.job("sft", name, with.clone(), &inputs), 5);
+        job.checkpoint.keep = 1;
+        job.watch = vec![
+            watch(spec::Best::Max, "validation/loss"),
+            watch(spec::Best::Min, "validation/loss"),
+            watch(spec::Best::Max, "never/measured"),
+        ];
+        job
+    };
+    let kept = |job: &JobSpec| -> Vec<u64> {
+        let key = job.key.parse().unwrap();
+        let store = bench.store();
+        let until = |last| store.newest_checkpoint_until(&key, last).unwrap();
+        let mut steps: Vec<u64> = (0..=9).filter_map(|s| until(s).map(|c| c.step)).collect();
+        steps.dedup();
+        steps
+    };
+    let whole = job("whole");
+    let ended = bench.run(&whole);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let losses: Vec<(u64, f64)> = ended
+        .events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Metrics { step, metrics } => Some((*step, *metrics.get("validation/loss")?)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(losses.len(), 5, "{losses:?}");
+    let by = |a: &&(u64, f64), b: &&(u64, f64)| a.1.total_cmp(&b.1);
+    let (best, worst) = (
+        losses.iter().min_by(by).unwrap().0,
+        losses.iter().max_by(by).unwrap().0,
+    );
+    let mut expected = vec![best, worst];
+    // the furthest is kept as well
+    expected.extend(kept(&whole).last());
+    expected.sort_unstable();
+    expected.dedup();
+    assert_eq!(kept(&whole), expected);
+
+    // what was the best before an interruption is known after it
+    let killed = job("killed");
+    bench.interrupt(&killed, 7, libc::SIGKILL);
+    let resumed = bench.resumed(&killed);
+    let ended = bench.run(&resumed);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    assert_eq!(kept(&killed), expected);
+}
+
 #[test]
 fn bf16_keeps_its_masters() {
     let bench = Bench::new();

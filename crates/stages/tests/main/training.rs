@@ -71,9 +71,16 @@ fn sft_learns_and_counts_what_it_leaves_out() {
         "train/lr",
         "timing/step",
         "performance/tokens_per_sec",
+        "memory/peak_bytes",
     ] {
         assert!(ended.last().contains_key(name), "{name}");
     }
+    // weights, gradients and two moments, and far from all of a machine
+    let weights = std::fs::metadata(model.join("model.safetensors"))
+        .unwrap()
+        .len() as f64;
+    let peak = ended.last()["memory/peak_bytes"];
+    assert!(peak >= 4.0 * weights && peak < 5e8, "{peak} of {weights}");
 }
 
 #[test]
