@@ -1,12 +1,14 @@
 //! A look at libtorch's operators while they run.
 
 use std::ffi::{CStr, c_char};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::{Error, ffi};
 
 /// What is called: as an operator begins, and with its name as it ends, on the thread that runs it.
-static WATCHERS: Mutex<Option<(fn(), fn(&str))>> = Mutex::new(None);
+type Watchers = (fn(), fn(&str));
+
+static WATCHERS: Mutex<Option<Watchers>> = Mutex::new(None);
 
 /// Calls `begins` and `ends` around every operator of libtorch, in this process, until [`stop`]. Operators call others:
 /// those lie within them.
@@ -34,7 +36,7 @@ pub fn stop() {
     }
 }
 
-fn watchers() -> std::sync::MutexGuard<'static, Option<(fn(), fn(&str))>> {
+fn watchers() -> MutexGuard<'static, Option<Watchers>> {
     WATCHERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
