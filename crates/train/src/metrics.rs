@@ -1,5 +1,6 @@
 //! Sums over microbatches and ranks, and what a step achieved.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -90,10 +91,10 @@ pub struct Work {
 }
 
 /// Turns work and time into rates.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Meter {
-    /// FLOP/s of one rank.
-    pub peak: f64,
+    /// FLOP/s of one rank: the best that was seen, of a product when it was measured or of a step since.
+    pub peak: Cell<f64>,
     /// Ranks.
     pub ranks: usize,
 }
@@ -112,20 +113,23 @@ impl Meter {
             best = best.min(start.elapsed().as_secs_f64());
         }
         Meter {
-            peak: 2.0 * (n as f64).powi(3) / best,
+            peak: Cell::new(2.0 * (n as f64).powi(3) / best),
             ranks,
         }
     }
 
     /// `performance/tokens_per_sec`, `performance/flops` and `performance/mfu` of work that took
     /// `seconds`. MFU = model FLOPs / (seconds x ranks x peak), after PaLM (arXiv:2204.02311,
-    /// appendix B) with the peak measured on this machine.
+    /// appendix B) with the peak measured on this machine. A step that is faster raises the peak: something else had
+    /// the machine while it was measured.
     pub fn rates(&self, work: Work, seconds: f64) -> [(&'static str, f64); 3] {
         let flops = work.flops / seconds;
+        let of_a_rank = flops / self.ranks as f64;
+        self.peak.set(self.peak.get().max(of_a_rank));
         [
             ("performance/tokens_per_sec", work.tokens as f64 / seconds),
             ("performance/flops", flops),
-            ("performance/mfu", flops / (self.ranks as f64 * self.peak)),
+            ("performance/mfu", of_a_rank / self.peak.get()),
         ]
     }
 }

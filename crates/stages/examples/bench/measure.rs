@@ -61,7 +61,7 @@ impl Setup {
 
     /// FLOP/s of the matrix product.
     pub fn peak(&self, kind: Kind) -> f64 {
-        Meter::measure(kind, self.device, 1).peak
+        Meter::measure(kind, self.device, 1).peak.get()
     }
 
     /// Repeats `once` for some seconds, after runs that warm up.

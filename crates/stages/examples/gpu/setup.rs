@@ -124,7 +124,7 @@ impl Setup {
 
     /// FLOP/s of a bf16 product.
     pub fn gemm(&self) -> f64 {
-        Meter::measure(Kind::BFloat16, self.device, 1).peak
+        Meter::measure(Kind::BFloat16, self.device, 1).peak.get()
     }
 
     /// Bytes a second that a copy reads and writes.

@@ -282,14 +282,18 @@ fn work_counts_a_shared_prefix_once() {
     assert_eq!(got.work.tokens, tokens as u64);
     let least = 6.0 * policy.decoder().config.matmul_params() as f64 * tokens as f64;
     assert!(got.work.flops > least && got.work.flops < 2.0 * least);
-    let rates = Meter {
-        peak: 1e9,
+    let peak = got.work.flops * 2.0;
+    let meter = Meter {
+        peak: peak.into(),
         ranks: 2,
-    }
-    .rates(got.work, 0.5);
+    };
+    let rates = meter.rates(got.work, 0.5);
     assert_eq!(
         rates[0],
         ("performance/tokens_per_sec", tokens as f64 / 0.5)
     );
-    assert!((rates[2].1 - got.work.flops / 1e9).abs() < 1e-12 * rates[2].1);
+    assert!((rates[2].1 - 0.5).abs() < 1e-12);
+    // a step faster than the peak is the peak from then on
+    assert_eq!(meter.rates(got.work, 0.125)[2].1, 1.0);
+    assert!((meter.rates(got.work, 0.5)[2].1 - 0.25).abs() < 1e-12);
 }

@@ -103,7 +103,10 @@ fn label(value: f64, decimals: i32) -> String {
         0.0 => "0".to_owned(),
         big if big >= 1e12 => number(value),
         big if big >= 1e4 => count(value),
-        _ if decimals > 4 => format!("{value:.0e}"),
+        small if decimals > 4 && small < 0.01 => {
+            let digits = decimals + small.log10().floor() as i32;
+            format!("{value:.*e}", digits.max(0) as usize)
+        }
         _ => format!("{value:.*}", decimals.max(0) as usize),
     }
 }
@@ -119,6 +122,8 @@ mod tests {
         assert_eq!(label(0.5, 1), "0.5");
         assert_eq!(label(1.002, 3), "1.002");
         assert_eq!(label(2e-5, 5), "2e-5");
+        assert_eq!(label(1.25e-3, 5), "1.25e-3");
+        assert_eq!(label(1.00002, 5), "1.00002");
         for range in [[-3.1, 7.7], [1e-8, 3e-8], [1e6, 1.3e6]] {
             let (ticks, _) = ticks(range);
             assert!((2..=6).contains(&ticks.len()), "{range:?}: {ticks:?}");
